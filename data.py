@@ -1,0 +1,308 @@
+"""Digits in, files out: read MNIST-format data, write files whole or not at all.
+
+Also what both scripts need to answer a mistake with one line instead of a traceback.
+Nothing here imports PyTorch, and torchvision is imported only if MNIST must be downloaded.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import gzip
+import math
+import os
+import re
+import shutil
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+PROJECT = Path(__file__).resolve().parent
+IMAGE_SHAPE = (28, 28)
+FILES = {  # split: (images, labels), the names that LeCun gave them
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+SUBFOLDERS = ("", "raw", "MNIST/raw")  # flat, or torchvision's layout
+IMAGE_NAME = re.compile(r"\d{2,}\.png")  # what replace_images writes and replaces
+MAX_ITEMS = 1_000_000  # a header may promise anything; EMNIST, the largest of the kind, has 280,000
+
+
+class InputError(ValueError):
+    """The user gave something that cannot work; the message is one line that says what to do."""
+
+
+def load_digits(path, split):
+    """Read one split of MNIST, or of any data set in its format, from a folder.
+
+    The folder holds the four canonical idx files, raw or gzip-compressed, flat or in
+    torchvision's `MNIST/raw/`. If it holds none of the four, torchvision downloads MNIST into it.
+
+    Args:
+        path: the folder.
+        split: "train" or "test".
+
+    Returns:
+        images: uint8 array `[N, 28, 28]`, 0 is paper and 255 is ink.
+        labels: int64 array `[N]`, 0 to 9.
+
+    Raises:
+        InputError: a file is missing, unreadable or not what its name says.
+    """
+    path = Path(path)
+    images_file, labels_file = _find(path, split) or _download(path, split)
+    images = _read_idx(images_file, dimensions=3)
+    labels = _read_idx(labels_file, dimensions=1).astype(np.int64)
+    if images.shape[1:] != IMAGE_SHAPE:
+        size = "x".join(map(str, images.shape[1:]))
+        raise InputError(f"{images_file}: images are {size} pixels, but 28x28 is needed")
+    if len(images) != len(labels):
+        raise InputError(
+            f"{labels_file}: {len(labels)} labels, but {len(images)} images in "
+            f"{images_file.name}; the two files must belong together"
+        )
+    if labels.max() > 9:
+        raise InputError(f"{labels_file}: label {labels.max()} found, but digits are 0 to 9")
+    return images, labels
+
+
+def _find(path, split):
+    """The images file and the labels file of a split, or None if the folder has no data at all."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is a file; --data needs the folder that holds the MNIST files")
+    for subfolder in SUBFOLDERS:
+        found = {
+            name: file
+            for name in sum(FILES.values(), ())
+            for file in (path / subfolder / f"{name}.gz", path / subfolder / name)  # raw wins
+            if file.is_file()
+        }
+        if found:
+            missing = [name for name in FILES[split] if name not in found]
+            if missing:
+                raise InputError(
+                    f"{path / subfolder}: no {' and no '.join(missing)} (or .gz); "
+                    "put it beside the files that are there"
+                )
+            return tuple(found[name] for name in FILES[split])
+    return None
+
+
+def _read_idx(path, dimensions):
+    """Read an idx file of unsigned bytes; the format is described at the foot of LeCun's page."""
+    open_file = gzip.open if path.suffix == ".gz" else open
+    try:
+        with open_file(path, "rb") as file:
+            shape = _idx_shape(path, file.read(4 + 4 * dimensions), dimensions)
+            size = math.prod(shape)
+            body = file.read(size + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read ({error}); copy it again") from error
+    if len(body) != size:
+        problem = "truncated, fewer" if len(body) < size else "too long, more"
+        raise InputError(f"{path}: {problem} than the {size} bytes it promises; copy it again")
+    return np.frombuffer(body, np.uint8).reshape(shape).copy()  # the copy is writable
+
+
+def _idx_shape(path, header, dimensions):
+    """Check an idx header (two zero bytes, type 8 for bytes, rank, sizes) and return the sizes."""
+    kinds = {1: "labels", 3: "images"}
+    if len(header) < 4 + 4 * dimensions:
+        raise InputError(f"{path}: too short for an idx file of {kinds[dimensions]}; copy it again")
+    rank = header[3]
+    if header[:3] != b"\x00\x00\x08" or rank not in kinds:
+        magic = header[:4].hex()
+        raise InputError(f"{path}: not an idx file of {kinds[dimensions]} (magic number {magic})")
+    if rank != dimensions:
+        raise InputError(
+            f"{path}: holds {kinds[rank]} where {kinds[dimensions]} belong; are two files swapped?"
+        )
+    shape = [int(size) for size in np.frombuffer(header, ">u4", offset=4)]
+    if not 0 < shape[0] <= MAX_ITEMS:
+        raise InputError(
+            f"{path}: header promises {shape[0]} {kinds[rank]}; 1 to {MAX_ITEMS} can be read"
+        )
+    if rank == 3 and tuple(shape[1:]) != IMAGE_SHAPE:
+        size = "x".join(map(str, shape[1:]))
+        raise InputError(f"{path}: images are {size} pixels, but 28x28 is needed")
+    return shape
+
+
+def _download(path, split):
+    """Have torchvision fetch and verify MNIST, move it to `path/MNIST/raw`, and find the split."""
+    names = ", ".join(sum(FILES.values(), ()))
+    places = ", ".join(str(path / subfolder) for subfolder in SUBFOLDERS)
+    missing = f"{path}: none of {names} (or .gz) found in {places}"
+    try:
+        from torchvision import datasets  # only here: beside another PyTorch's build it cannot load
+    except Exception as error:  # ImportError without it, RuntimeError or OSError on a mismatch
+        raise InputError(
+            f"{missing}; put them there (torchvision, which can fetch them, does not load here: "
+            f"{_one_line(error)})"
+        ) from error
+    print(f"{missing}; downloading MNIST", file=sys.stderr)
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            with contextlib.redirect_stdout(sys.stderr):  # stdout is the training log
+                datasets.MNIST(temporary, download=True)
+            for name in sum(FILES.values(), ()):
+                source = Path(temporary, "MNIST/raw", name)
+                write_file(path / "MNIST/raw" / name, source.read_bytes())
+    except InputError:
+        raise
+    except Exception as error:  # RuntimeError, URLError and others, depending on the release
+        raise InputError(
+            f"{missing}, and the download failed ({_one_line(error)}); "
+            "put the four files there, or leave out --data to use the copy in mnist/"
+        ) from error
+    return _find(path, split)
+
+
+def _one_line(error):
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def _beside(path):
+    """Give a temporary name beside `path`, and report what goes wrong there as an InputError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; name a file")
+        try:
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); name another") from error
+
+
+def write_file(path, data):
+    """Write bytes under a temporary name, then move them into place: whole or not at all.
+
+    Raises:
+        InputError: the file cannot be written; what stood there before is untouched.
+    """
+    with _beside(Path(path)) as temporary:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+
+
+def check_writable(path):
+    """Find out, before the long work, whether `write_file` can write `path`.
+
+    Raises:
+        InputError: it cannot.
+    """
+    with _beside(Path(path)) as temporary:
+        temporary.touch()
+
+
+def replace_images(folder, images):
+    """Make `folder` hold exactly these images as 00.png, 01.png, ..., in place of older ones.
+
+    The new set is written beside the folder and the two are exchanged in one system call, so that
+    an interruption leaves the old set or the new. Where that cannot be (the folder holds other
+    things, which must not move; it is a mount point; Windows) the images go in one by one.
+
+    Args:
+        folder: made if it is not there.
+        images: the contents of the PNG files, as bytes.
+
+    Returns:
+        The names of other things in the folder, which are left alone.
+
+    Raises:
+        InputError: the images cannot be written; what stood there before is untouched.
+    """
+    folder = Path(folder)
+    names = [f"{number:02d}.png" for number in range(len(images))]
+    new = folder.resolve().with_name(f".{folder.resolve().name}.{os.getpid()}.tmp")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        before = {entry.name for entry in folder.iterdir()}
+        kept = sorted(name for name in before if not IMAGE_NAME.fullmatch(name))
+        for name in names:
+            if (folder / name).is_dir():
+                raise InputError(f"{folder / name}: is a folder; move it or give another --out")
+        try:
+            new.mkdir()
+            for name, image in zip(names, images, strict=True):
+                (new / name).write_bytes(image)
+            if not (kept or Path.cwd().is_relative_to(folder.resolve())):
+                shutil.copymode(folder, new)
+                with contextlib.suppress(OSError, AttributeError, TypeError):
+                    _exchange(new, folder.resolve())
+                    return kept
+            for name in names:
+                (new / name).replace(folder / name)
+            for name in before - set(kept) - set(names):
+                (folder / name).unlink()
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); give another") from error
+    return kept
+
+
+def _exchange(one, other):
+    """Swap two folders in one step; Python has no name for these system calls."""
+    library = ctypes.CDLL(None, use_errno=True)
+    one, other = os.fsencode(one), os.fsencode(other)
+    if sys.platform == "darwin":
+        failed = library.renamex_np(one, other, 2)  # RENAME_SWAP
+    else:
+        failed = library.renameat2(-100, one, -100, other, 2)  # AT_FDCWD, RENAME_EXCHANGE
+    if failed:
+        raise OSError(ctypes.get_errno(), "cannot be exchanged")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaint is one line, and whose help shows the defaults."""
+
+    def __init__(self, **kwargs):
+        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def error(self, message):
+        raise InputError(message)
+
+
+def whole_number(minimum, maximum=2**31 - 1):
+    """An argparse type: an integer from `minimum` to `maximum`."""
+
+    def parse(text):
+        if not re.fullmatch(r"-?[0-9]{1,19}", text) or not minimum <= int(text) <= maximum:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a whole number from {minimum} to {maximum}"
+            )
+        return int(text)
+
+    return parse
+
+
+def positive_number(text):
+    """An argparse type: a finite float above zero."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
+
+
+def run(main):
+    """Run a script's `main()`; one line and exit 2 if the input is bad, exit 130 on Ctrl-C."""
+    try:
+        main()
+    except InputError as error:
+        status, line = 2, error
+    except KeyboardInterrupt as interrupt:
+        status, line = 130, f"interrupted{interrupt}"
+    else:
+        return
+    print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,101 @@
+"""Generate images of digits: sample codes from the prior N(0, I) and decode them.
+
+    python decoder_generate.py                      # 20 images in imgs_generated/
+    python decoder_generate.py --seed 1 --count 50
+    python decoder_generate.py --codes my.csv       # decode the codes in a file, one a line
+
+Needs a checkpoint of auto_encoder.py; one is shipped.
+"""
+
+import io
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from data import PROJECT, InputError, Parser, replace_images, run, whole_number
+from models import load_decoder
+
+
+def parse_arguments(argv=None):
+    parser = Parser(description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add(
+        "--checkpoint",
+        type=Path,
+        default=PROJECT / "checkpoints/vae.pt",
+        metavar="FILE",
+        help="what auto_encoder.py saved",
+    )
+    add(
+        "--out",
+        type=Path,
+        default=PROJECT / "imgs_generated",
+        metavar="DIR",
+        help="folder for 00.png, 01.png, ...; images of these names that it holds are replaced",
+    )
+    add("--count", type=whole_number(1, 10_000), default=20, help="how many images")
+    add("--seed", type=whole_number(0), default=0, help="the same seed gives the same images")
+    add(
+        "--codes",
+        type=Path,
+        metavar="FILE",
+        help="decode these codes instead of samples: one a line, numbers with commas or spaces",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    decoder = load_decoder(args.checkpoint)
+    if args.codes:
+        codes = read_codes(args.codes, decoder.latent_dim)
+    else:
+        generator = torch.Generator().manual_seed(args.seed)
+        codes = torch.randn(args.count, decoder.latent_dim, generator=generator)
+    with torch.no_grad():
+        images = torch.sigmoid(decoder(codes)).reshape(-1, 28, 28)
+    pixels = (images * 255).round().to(torch.uint8).numpy()
+    kept = replace_images(args.out, [png(image) for image in pixels])
+    print(f"wrote {len(pixels)} images to {args.out}")
+    if kept:
+        print(f"{args.out}: left alone, not of this run: {', '.join(kept)}", file=sys.stderr)
+
+
+def read_codes(path, latent_dim):
+    """Read codes [N, latent_dim] from a text file, one a line.
+
+    Raises:
+        InputError: the file is missing, or a line is not `latent_dim` finite numbers.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--codes {path}: cannot be read as text ({error})") from error
+    codes = []
+    for number, line in enumerate(lines, start=1):
+        words = line.replace(",", " ").split()
+        if not words:
+            continue
+        try:
+            code = [float(word) for word in words]
+        except ValueError:
+            code = []
+        if len(code) != latent_dim or not torch.tensor(code).isfinite().all():
+            raise InputError(f"--codes {path}, line {number}: needs {latent_dim} finite numbers")
+        codes.append(code)
+    if not codes:
+        raise InputError(f"--codes {path}: holds no codes")
+    return torch.tensor(codes)
+
+
+def png(image):
+    """A uint8 array [28, 28] as the bytes of an 8-bit grey PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    run(main)

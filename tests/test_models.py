@@ -1,0 +1,259 @@
+"""The VAE against closed forms, torch.distributions and numerical integration."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import PROJECT
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+import models
+from data import InputError
+from models import VAE, load_checkpoint, load_decoder, save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """The shipped model, trained on MNIST."""
+    return load_checkpoint(PROJECT / "checkpoints/vae.pt")
+
+
+@pytest.fixture(scope="module")
+def images(mnist):
+    """The last 200 test images, float32 [200, 784] in [0, 1]."""
+    return torch.tensor(mnist.test_images[-200:]).flatten(1).float() / 255
+
+
+def log_p_x_given_z(vae, x, z):
+    """log p(x|z) by torch.distributions, for grey pixels the cross-entropy, [N]."""
+    return Bernoulli(logits=vae.decode(z), validate_args=False).log_prob(x).sum(1)
+
+
+class ProductDecoder(torch.nn.Module):
+    """Logits slope * z_1 for the first pixels and slope * z_2 for the next, 0 for the others."""
+
+    def __init__(self, slope, each):
+        super().__init__()
+        self.slope, self.each = slope, each
+        self.unused = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, z):
+        first, second = (self.slope * column[:, None].expand(-1, self.each) for column in z.T)
+        return torch.cat([first, second, torch.zeros(len(z), 784 - 2 * self.each)], dim=1)
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2, 5])
+def test_shapes_and_types(latent_dim):
+    vae = VAE(latent_dim).eval()
+    x = torch.rand(7, 784)
+    mean, logvar = vae.encode(x)
+    assert mean.shape == logvar.shape == (7, latent_dim)
+    assert vae.decode(mean).shape == (7, 784)
+    likelihood, divergence = vae.elbo(x)
+    assert likelihood.shape == divergence.shape == vae.log_likelihood(x).shape == (7,)
+    assert likelihood.dtype == divergence.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["exact", "network"])
+def test_elbo_terms_agree_with_torch_distributions(shipped, images, kind):
+    torch.manual_seed(0)
+    vae = shipped if kind == "exact" else VAE(5).eval()
+    x = images[:8]
+    with torch.no_grad():
+        mean, logvar = vae.encode(x)
+        posterior = Normal(mean, (0.5 * logvar).exp())
+        likelihood, divergence = (term.view(100, 8) for term in vae.elbo(x.repeat(100, 1)))
+        theirs = torch.stack([log_p_x_given_z(vae, x, posterior.sample()) for _ in range(1000)])
+        error = (likelihood.var(0) / 100 + theirs.var(0) / 1000).sqrt()
+        assert ((likelihood.mean(0) - theirs.mean(0)).abs() < 5 * error + 1e-3).all()
+        exact = kl_divergence(posterior, Normal(0.0, 1.0)).sum(1)
+        torch.testing.assert_close(divergence[0], exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("latent_dim", [2, 3])
+def test_log_likelihood_of_a_decoder_that_ignores_its_code(latent_dim):
+    """Then log p(x) is that of independent pixels, whatever the latents."""
+    vae = VAE(latent_dim).eval()
+    output = vae.decoder.net[-1]
+    logits = torch.linspace(-3, 3, 784)
+    with torch.no_grad():
+        output.weight.zero_()
+        output.bias.copy_(logits)
+    x = torch.rand(5, 784).round()
+    known = Bernoulli(logits=logits).log_prob(x).sum(1)
+    torch.testing.assert_close(vae.log_likelihood(x, samples=500), known, rtol=0, atol=0.2)
+    if latent_dim == 2:
+        torch.testing.assert_close(vae.log_likelihood(x), known, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("slope", [0.5, 3.0])
+def test_log_likelihood_of_a_product_by_one_dimensional_integration(slope):
+    """With z_1 and z_2 acting on different pixels the integral factorises; NumPy does each part."""
+    each = 20
+    vae = VAE(2).eval()
+    vae.decoder = ProductDecoder(slope, each)
+    ink = [(0, 0), (20, 20), (13, 4), (10, 0)]
+    x = torch.zeros(len(ink), 784)
+    for row, (first, second) in zip(x, ink, strict=True):
+        row[:first] = 1
+        row[each : each + second] = 1
+    z = np.linspace(-12, 12, 200_001)
+    prior = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    ink_probability = 1 / (1 + np.exp(-slope * z))
+
+    def log_factor(count):
+        density = prior * ink_probability**count * (1 - ink_probability) ** (each - count)
+        return math.log(density.sum() * (z[1] - z[0]))
+
+    known = [log_factor(a) + log_factor(b) + (784 - 2 * each) * math.log(0.5) for a, b in ink]
+    torch.testing.assert_close(vae.log_likelihood(x), torch.tensor(known), rtol=0, atol=2e-3)
+
+
+def test_exact_encoder_finds_a_known_peak():
+    """With factorising pixels each coordinate's peak solves z = slope (ink - each p(z))."""
+    each, slope = 40, 3.0
+    vae = VAE(2).eval()
+    vae.decoder = ProductDecoder(slope, each)
+    x = torch.zeros(1, 784)
+    x[0, :30] = 1
+    x[0, each : each + 8] = 1
+    mean, logvar = vae.encode(x)
+    for coordinate, ink in enumerate((30, 8)):
+        low, high = -5.0, 5.0
+        for _ in range(60):  # bisection: the slope of the log density falls with z
+            z = (low + high) / 2
+            p = 1 / (1 + math.exp(-slope * z))
+            low, high = (z, high) if slope * (ink - each * p) > z else (low, z)
+        assert mean[0, coordinate] == pytest.approx(z, abs=0.003)
+        known = -math.log(1 + each * slope**2 * p * (1 - p))
+        assert logvar[0, coordinate] == pytest.approx(
+            known, abs=0.1
+        )  # differences, not derivatives
+
+
+def test_log_likelihood_agrees_with_importance_sampling(shipped, images):
+    torch.manual_seed(0)
+    x = images[:20]
+    with torch.no_grad():
+        mean, logvar = shipped.encode(x)
+        # Wider than q, and a share of the prior, so that no mass is missed.
+        near, prior = Normal(mean, 2 * (0.5 * logvar).exp()), Normal(0.0, 1.0)
+        log_weights = []
+        for draw in range(4000):
+            z = near.sample() if draw % 2 else torch.randn_like(mean)
+            log_proposal = torch.logaddexp(near.log_prob(z).sum(1), prior.log_prob(z).sum(1))
+            log_prior = prior.log_prob(z).sum(1)
+            log_weights.append(log_p_x_given_z(shipped, x, z) + log_prior - log_proposal)
+        sampled = torch.stack(log_weights).logsumexp(0) - math.log(4000) + math.log(2)
+        difference = shipped.log_likelihood(x) - sampled
+    assert difference.abs().median() < 0.05
+    assert difference.mean().abs() < 0.2  # multimodal images are under-sampled
+
+
+def test_quadrature_has_converged(shipped, images):
+    x = images[:60]
+    coarse, fine = shipped.log_likelihood(x), shipped.log_likelihood(x, spacing=0.0125)
+    assert (coarse - fine).mean().abs() < 0.02
+    assert (coarse - fine).abs().median() < 0.001
+
+
+def test_quadrature_by_tiles_equals_the_whole_plane(shipped, images):
+    """The same midpoint rule over all nodes at once, in double precision."""
+    x, spacing = images[:10], 0.05
+    axis = torch.arange(-5 + spacing / 2, 5, spacing)
+    codes = torch.cartesian_prod(axis, axis)
+    with torch.no_grad():
+        logits = torch.cat([shipped.decode(part) for part in codes.split(4000)]).double()
+    log_prior = Normal(0.0, 1.0).log_prob(codes.double()).sum(1)
+    constant = log_prior - torch.nn.functional.softplus(logits).sum(1) + 2 * math.log(spacing)
+    known = (x.double() @ logits.T + constant).logsumexp(1)
+    ours = shipped.log_likelihood(x, spacing=spacing).double()
+    torch.testing.assert_close(ours, known, rtol=0, atol=1e-3)
+
+
+def test_elbo_is_a_tight_lower_bound(shipped, images):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        elbo = torch.sub(*shipped.elbo(images.repeat(50, 1))).view(50, -1)
+        gap = shipped.log_likelihood(images) - elbo.mean(0)
+    standard_error = elbo.std(0) / 50**0.5
+    assert (gap > -5 * standard_error - 0.01).all()
+    assert 0 < gap.mean() < 1
+
+
+def test_importance_samples_bound_the_quadrature(images):
+    """The two ways to log p(x) on one model: the network encoder allows both with 2 latents."""
+    torch.manual_seed(0)
+    vae = VAE(2, encoder="network").eval()
+    exact = vae.log_likelihood(images[:20])
+    sampled = vae._importance_sampled(images[:20], samples=500)
+    torch.testing.assert_close(sampled, exact, rtol=0, atol=0.5)
+
+
+def test_network_encoder_trains(images):
+    torch.manual_seed(0)
+    vae = VAE(3).train()
+    likelihood, divergence = vae.elbo(images)
+    (divergence - likelihood).mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in vae.parameters())
+
+
+def test_exact_encoder_needs_two_latents():
+    with pytest.raises(ValueError, match="2 latent"):
+        VAE(3, encoder="exact")
+
+
+@pytest.mark.parametrize("latent_dim", [2, 6])
+def test_checkpoint_round_trip(tmp_path, latent_dim):
+    vae = VAE(latent_dim, decoder_widths=(32, 16)).eval()
+    save_checkpoint(tmp_path / "a.pt", vae, epochs=3, nested={"list": [1.5, "text"]})
+    loaded = load_checkpoint(tmp_path / "a.pt")
+    assert loaded.metadata == {"epochs": 3, "nested": {"list": [1.5, "text"]}}
+    assert loaded.config == vae.config
+    assert not loaded.training
+    z = torch.randn(4, latent_dim)
+    assert torch.equal(loaded.decode(z), vae.decode(z))
+    assert torch.equal(load_decoder(tmp_path / "a.pt")(z), vae.decode(z))
+
+
+class Bomb:
+    """Pickled so that loading it makes a file, if it is allowed to run."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("load", [load_checkpoint, load_decoder])
+def test_bad_checkpoints(tmp_path, load):
+    path = tmp_path / "a.pt"
+    with pytest.raises(InputError, match=r"a\.pt: no such file"):
+        load(path)
+    save_checkpoint(path, VAE(2, decoder_widths=(16,)))
+    good = path.read_bytes()
+    contents = torch.load(path, weights_only=True)
+    contents["config"]["decoder_widths"] = [10**12]
+    other_sizes = tmp_path / "sizes.pt"
+    torch.save(contents, other_sizes)
+    bad = {
+        "truncated": good[: len(good) // 2],
+        "empty": b"",
+        "text": b"weights",
+        "other sizes": other_sizes.read_bytes(),
+    }
+    for content in bad.values():
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"a\.pt") as caught:
+            load(path)
+        assert "\n" not in str(caught.value)
+    for other in ({"weights": {}}, [1, 2], {"format": models.CHECKPOINT_FORMAT}):
+        torch.save(other, path)
+        with pytest.raises(InputError, match=r"a\.pt"):
+            load(path)
+    torch.save({"format": models.CHECKPOINT_FORMAT, "weights": Bomb(tmp_path / "ran")}, path)
+    with pytest.raises(InputError, match=r"a\.pt"):
+        load(path)
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,395 @@
+"""The two scripts, in this process and as commands, on real MNIST slices."""
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import PROJECT, assert_one_line, command
+from PIL import Image
+
+import auto_encoder
+import decoder_generate
+import plots
+from data import load_digits
+from models import VAE, load_checkpoint, save_checkpoint
+
+LINE = re.compile(
+    r"epoch (\d+): L_tot ([\d.]+) L_likelihood -([\d.]+) L_divergence ([\d.]+) "
+    r"\| test L_tot ([\d.]+) L_likelihood -([\d.]+) L_divergence ([\d.]+)"
+)
+
+
+def flags(folder, small_mnist, **changed):
+    """A command line for a quick training run that writes into `folder`."""
+    values = {
+        "data": small_mnist,
+        "epochs": 2,
+        "checkpoint": folder / "vae.pt",
+        "scatter": folder / "encoder.png",
+        **changed,
+    }
+    pairs = [(f"--{name.replace('_', '-')}", value) for name, value in values.items()]
+    return [part for pair in pairs for part in pair]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, small_mnist):
+    """The folder of a finished run of two epochs, by the real command line."""
+    folder = tmp_path_factory.mktemp("trained")
+    result = command("auto_encoder.py", *flags(folder, small_mnist), cwd=folder)
+    assert result.returncode == 0, result.stderr
+    (folder / "stdout").write_text(result.stdout)
+    (folder / "stderr").write_text(result.stderr)
+    return folder
+
+
+def digests(folder):
+    names = ("vae.pt", "encoder.png")
+    return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names]
+
+
+def test_log_and_metrics(trained):
+    """The log has the homework's form, and the JSON the same figures."""
+    lines = (trained / "stdout").read_text().splitlines()
+    metrics = json.loads((trained / "vae.json").read_text())
+    for epoch, line in enumerate(lines[:2]):
+        number, *figures = map(float, LINE.fullmatch(line).groups())
+        assert number == epoch
+        for offset, split in ((0, "train"), (3, "test")):
+            total, likelihood, divergence = figures[offset : offset + 3]
+            assert abs(total - likelihood - divergence) < 0.02
+            assert metrics["log"][epoch][split]["L_tot"] == pytest.approx(total, abs=0.006)
+    assert lines[2].startswith("test L_tot")
+    assert "log p(x)" in lines[3]
+    assert "k-NN accuracy" in lines[4]
+    assert all(str(trained / name) in lines[-1] for name in ("vae.pt", "vae.json", "encoder.png"))
+    assert (trained / "stderr").read_text() == ""  # no bar without a terminal
+    assert metrics["results"]["test"]["L_tot"] < metrics["log"][0]["test"]["L_tot"]
+
+
+def test_results_agree_with_a_recomputation(trained, small_mnist):
+    """L_tot and the k-NN accuracy again, by plain NumPy from encode and decode."""
+    results = json.loads((trained / "vae.json").read_text())["results"]
+    vae = load_checkpoint(trained / "vae.pt")
+    assert vae.metadata["results"] == results
+    images, labels = load_digits(small_mnist, "test")
+    x = images.reshape(-1, 784) / 255
+    rng = np.random.default_rng(0)
+    with torch.no_grad():
+        mean, logvar = (t.double().numpy() for t in vae.encode(torch.tensor(x).float()))
+        z = mean + np.exp(logvar / 2) * rng.standard_normal(mean.shape)
+        logits = vae.decode(torch.tensor(z).float()).double().numpy()
+    likelihood = (x * logits - np.logaddexp(0, logits)).sum(1)
+    divergence = (mean**2 + np.exp(logvar) - 1 - logvar).sum(1) / 2
+    assert results["test"]["L_divergence"] == pytest.approx(divergence.mean(), abs=0.01)
+    assert results["test"]["L_tot"] == pytest.approx((divergence - likelihood).mean(), abs=0.3)
+    train_images, train_labels = load_digits(small_mnist, "train")
+    known = vae.encode(torch.tensor(train_images.reshape(-1, 784) / 255).float())[0].numpy()
+    asked = mean[-1000:]
+    distances = np.square(asked[:, None] - known).sum(2)
+    votes = train_labels[np.argsort(distances, axis=1)[:, :15]]
+    accuracy = np.mean(
+        [np.bincount(v).argmax() == t for v, t in zip(votes, labels[-1000:], strict=True)]
+    )
+    assert results["knn_accuracy"] == pytest.approx(accuracy, abs=0.01)  # near ties
+
+
+def test_shipped_results_are_those_of_the_shipped_model(mnist):
+    """On the last 1000 test images the shipped model is as good as its JSON says of all 10000."""
+    metrics = json.loads((PROJECT / "checkpoints/vae.json").read_text())
+    vae = load_checkpoint(PROJECT / "checkpoints/vae.pt")
+    assert vae.metadata["results"] == metrics["results"]
+    x = torch.tensor(mnist.test_images).flatten(1).float() / 255
+    torch.manual_seed(1)
+    with torch.no_grad():
+        likelihood, divergence = vae.elbo(x[::4])
+    tolerance = 5 * (divergence - likelihood).std().item() / 50
+    assert (divergence - likelihood).mean().item() == pytest.approx(
+        metrics["results"]["test"]["L_tot"], abs=tolerance
+    )
+
+
+def test_same_seed_same_bytes(tmp_path, tiny_mnist, call):
+    def train(name, seed):
+        assert call(auto_encoder, *flags(tmp_path / name, tiny_mnist, seed=seed)).status == 0
+        return digests(tmp_path / name)
+
+    first = train("a", 0)
+    assert train("b", 0) == first
+    assert all(mine != theirs for mine, theirs in zip(train("c", 1), first, strict=True))
+
+
+@pytest.mark.parametrize("latent_dim", [2, 5])
+def test_resume_equals_an_unbroken_run(tmp_path, tiny_mnist, call, monkeypatch, latent_dim):
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    options = {"epochs": 3, "latent_dim": latent_dim, "batch_size": 200}
+    assert call(auto_encoder, *flags(unbroken, tiny_mnist, **options)).status == 0
+
+    train_epoch = auto_encoder.train_epoch
+
+    def interrupted(vae, optimizer, x, x_test, epoch, settings):
+        if epoch == 1:
+            train_epoch(vae, optimizer, x[:400], x_test, epoch, settings)
+            raise KeyboardInterrupt
+        return train_epoch(vae, optimizer, x, x_test, epoch, settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(auto_encoder, "train_epoch", interrupted)
+        result = call(auto_encoder, *flags(broken, tiny_mnist, **options))
+    assert result.status == 130
+    assert "--resume" in result.stderr
+    assert load_checkpoint(broken / "vae.pt").metadata["epochs"] == 1
+    resumed = call(auto_encoder, *flags(broken, tiny_mnist, **options), "--resume")
+    assert resumed.status == 0
+    assert resumed.stdout.startswith("epoch 1:")
+    assert digests(broken) == digests(unbroken)
+
+
+def test_control_c(tmp_path, tiny_mnist):
+    """A real SIGINT after the first epoch: exit 130, and that epoch's checkpoint is whole."""
+    arguments = flags(tmp_path, tiny_mnist, epochs=500)
+    process = subprocess.Popen(
+        [sys.executable, PROJECT / "auto_encoder.py", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline().startswith("epoch 0:")
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    epochs = load_checkpoint(tmp_path / "vae.pt").metadata["epochs"]
+    assert 1 <= epochs < 500
+    assert len(json.loads((tmp_path / "vae.json").read_text())["log"]) in (epochs, epochs - 1)
+
+
+def test_resume_refuses_another_run(trained, tmp_path, small_mnist, call):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    for flag, value in (("batch_size", 7), ("seed", 3), ("latent_dim", 4)):
+        result = call(auto_encoder, *flags(tmp_path, small_mnist, **{flag: value}), "--resume")
+        assert_one_line(result, "--resume", "--" + flag.replace("_", "-"))
+    (tmp_path / "vae.resume.pt").unlink()
+    result = call(auto_encoder, *flags(tmp_path, small_mnist), "--resume")
+    assert_one_line(result, "vae.resume.pt")
+    assert digests(tmp_path) == digests(trained)
+
+
+BAD_TRAINING = [
+    ("--epochs", "0"),
+    ("--epochs", "two"),
+    ("--batch-size", "-5"),
+    ("--lr", "0"),
+    ("--lr", "nan"),
+    ("--latent-dim", "0"),
+    ("--seed", "-1"),
+    ("--threads", "0"),
+    ("--device", "tpu"),
+    ("--encoder", "magic"),
+    ("--data", "no/such/folder"),
+    ("--colour", "red"),
+]
+
+
+@pytest.mark.parametrize(("flag", "value"), BAD_TRAINING)
+def test_impossible_training_flags(tmp_path, tiny_mnist, call, monkeypatch, flag, value):
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # no download
+    result = call(auto_encoder, *flags(tmp_path, tiny_mnist), flag, value)
+    assert_one_line(result, value if flag == "--data" else flag)
+    assert not list(tmp_path.glob("*.p*"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_device_that_is_not_there(tmp_path, tiny_mnist, call):
+    result = call(auto_encoder, *flags(tmp_path, tiny_mnist, device="cuda"))
+    assert_one_line(result, "--device cuda")
+
+
+def test_exact_encoder_flag_needs_two_latents(tmp_path, tiny_mnist, call):
+    result = call(auto_encoder, *flags(tmp_path, tiny_mnist, latent_dim=3, encoder="exact"))
+    assert_one_line(result, "--encoder exact", "--latent-dim")
+
+
+@pytest.mark.parametrize("flag", ["checkpoint", "scatter"])
+@pytest.mark.parametrize("kind", ["a folder", "under a file"])
+def test_unwritable_outputs_are_found_before_training(
+    tmp_path, tiny_mnist, call, monkeypatch, flag, kind
+):
+    monkeypatch.setattr(auto_encoder, "train_epoch", lambda *_: pytest.fail("trained"))
+    (tmp_path / "file").write_text("mine")
+    bad = tmp_path if kind == "a folder" else tmp_path / "file/output.pt"
+    result = call(auto_encoder, *flags(tmp_path, tiny_mnist, **{flag: bad}))
+    assert_one_line(result, bad)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_outputs_that_would_overwrite_each_other(tmp_path, tiny_mnist, call):
+    result = call(auto_encoder, *flags(tmp_path, tiny_mnist, checkpoint=tmp_path / "encoder.png"))
+    assert_one_line(result, "--checkpoint")
+
+
+@pytest.mark.parametrize(
+    "options", [{"latent_dim": 1}, {"latent_dim": 4}, {"encoder": "network"}, {"batch_size": 10**6}]
+)
+def test_other_models_train_scatter_and_generate(tmp_path, tiny_mnist, call, options):
+    assert call(auto_encoder, *flags(tmp_path, tiny_mnist, epochs=1, **options)).status == 0
+    out = tmp_path / "images"
+    arguments = ("--checkpoint", tmp_path / "vae.pt", "--out", out, "--count", 3)
+    assert call(decoder_generate, *arguments).status == 0
+    assert len(list(out.iterdir())) == 3
+
+
+def test_diverging_loss_stops_and_keeps_the_last_checkpoint(tmp_path, tiny_mnist, call):
+    result = call(auto_encoder, *flags(tmp_path, tiny_mnist, lr=1e30, latent_dim=3))
+    assert_one_line(result, "--lr")
+
+
+def test_scatter_has_one_point_for_each_of_the_last_1000(trained, small_mnist, monkeypatch, call):
+    """Exactly test images 9000 to 9999, with their own labels; here the last 1000 of 1100."""
+    drawn = []
+    figures = plots.draw_scatter
+    monkeypatch.setattr(
+        auto_encoder, "draw_scatter", lambda *args: drawn.append(args) or figures(*args)
+    )
+    folder = trained.parent / "again"
+    assert call(auto_encoder, *flags(folder, small_mnist, epochs=1)).status == 0
+    ((codes, labels),) = drawn
+    images, all_labels = load_digits(small_mnist, "test")
+    x = torch.from_numpy(images[100:]).flatten(1).float() / 255
+    expected = load_checkpoint(folder / "vae.pt").encode(x)[0].numpy()
+    assert np.allclose(expected, codes, atol=1e-4)
+    assert np.array_equal(labels, all_labels[100:])
+
+
+def test_scatter_draws_every_code(monkeypatch):
+    from matplotlib import pyplot
+
+    figures = []
+    close = pyplot.close
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    rng = np.random.default_rng(0)
+    codes, labels = rng.normal(size=(1000, 2)), rng.integers(0, 10, 1000)
+    picture = Image.open(io.BytesIO(plots.draw_scatter(codes, labels)))
+    assert min(picture.size) >= 1000
+    axes = figures[0].axes[0]
+    drawn = np.concatenate([c.get_offsets() for c in axes.collections])
+    assert sorted(map(tuple, drawn)) == sorted(map(tuple, codes))
+    assert len({tuple(c.get_facecolor()[0]) for c in axes.collections}) == 10
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list("0123456789")
+    assert {text.get_text() for text in axes.texts} == set("0123456789")
+    assert axes.get_aspect() == 1
+    close(figures[0])
+
+
+def test_principal_components_keep_the_variance():
+    rng = np.random.default_rng(0)
+    codes = rng.normal(size=(500, 6)) * [1, 5, 1, 1, 3, 1]
+    projected, shares = plots.principal_components(codes)
+    eigenvalues = np.sort(np.linalg.eigvalsh(np.cov(codes.T)))[::-1]
+    assert np.allclose(projected.var(0, ddof=1), eigenvalues[:2])
+    assert np.allclose(shares, eigenvalues[:2] / eigenvalues.sum())
+
+
+def test_generated_images(trained, tmp_path):
+    out = tmp_path / "images"
+    result = command("decoder_generate.py", "--checkpoint", trained / "vae.pt", "--out", out)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert sorted(os.listdir(out)) == [f"{n:02d}.png" for n in range(20)]
+    contents = {file.read_bytes() for file in out.iterdir()}
+    assert len(contents) == 20
+    for file in out.iterdir():
+        with Image.open(file) as image:
+            assert (image.format, image.mode, image.size) == ("PNG", "L", (28, 28))
+
+
+def test_generation_is_reproducible_and_follows_its_seed(trained, tmp_path, call):
+    def generate(name, seed):
+        arguments = ("--checkpoint", trained / "vae.pt", "--out", tmp_path / name, "--seed", seed)
+        assert call(decoder_generate, *arguments).status == 0
+        return [file.read_bytes() for file in sorted((tmp_path / name).iterdir())]
+
+    first = generate("a", 0)
+    assert generate("b", 0) == first
+    assert generate("a", 1) != first
+
+
+def test_generated_pixels_are_the_decoders_means(trained, tmp_path, call):
+    codes = torch.tensor([[0.5, -1.0], [1.5, 0.25], [0.0, 0.0]])
+    file = tmp_path / "codes.csv"
+    file.write_text("0.5, -1\n\n1.5 0.25\n0,0\n")
+    arguments = ("--checkpoint", trained / "vae.pt", "--out", tmp_path / "i", "--codes", file)
+    assert call(decoder_generate, *arguments).status == 0
+    logits = load_checkpoint(trained / "vae.pt").decode(codes).detach().double()
+    for number, expected in enumerate(1 / (1 + np.exp(-logits.numpy()))):
+        pixels = np.asarray(Image.open(tmp_path / f"i/{number:02d}.png")) / 255
+        assert np.abs(pixels.ravel() - expected).max() < 0.51 / 255
+
+
+def test_generator_imports_neither_matplotlib_nor_torchvision():
+    program = (
+        "import sys, decoder_generate; "
+        "assert not {'matplotlib', 'torchvision'} & set(sys.modules), 'imported'"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=True)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--count", "-1"), ("--count", "0"), ("--seed", "x"), ("--sed", "1")]
+)
+def test_impossible_generator_flags(tmp_path, call, arguments):
+    result = call(decoder_generate, "--out", tmp_path / "i", *arguments)
+    assert_one_line(result, arguments[0])
+    assert not (tmp_path / "i").exists()
+
+
+@pytest.mark.parametrize("text", ["", "1,2,3\n", "1,two\n", "0,0\n1,inf\n", "1e300 0\n"])
+def test_bad_codes_file(trained, tmp_path, call, text):
+    file = tmp_path / "codes.txt"
+    file.write_text(text)
+    arguments = ("--checkpoint", trained / "vae.pt", "--out", tmp_path / "i", "--codes", file)
+    assert_one_line(call(decoder_generate, *arguments), "--codes", file)
+    assert not (tmp_path / "i").exists()
+
+
+def test_generator_with_a_bad_checkpoint_or_folder_loses_nothing(trained, tmp_path, call):
+    out = tmp_path / "images"
+    assert call(decoder_generate, "--checkpoint", trained / "vae.pt", "--out", out).status == 0
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    missing, damaged = tmp_path / "missing.pt", tmp_path / "damaged.pt"
+    damaged.write_bytes((trained / "vae.pt").read_bytes()[:5000])
+    for path in (missing, damaged, trained / "encoder.png", trained / "vae.resume.pt", tmp_path):
+        assert_one_line(call(decoder_generate, "--checkpoint", path, "--out", out), path)
+    result = call(decoder_generate, "--checkpoint", trained / "vae.pt", "--out", damaged)
+    assert_one_line(result, damaged)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_checkpoint_of_another_latent_size(tmp_path, call):
+    """A bigger code is no obstacle to sampling; a file of two-number codes is told the size."""
+    save_checkpoint(tmp_path / "a.pt", VAE(7))
+    (tmp_path / "codes").write_text("0 0\n")
+    arguments = ("--checkpoint", tmp_path / "a.pt", "--out", tmp_path / "i")
+    assert call(decoder_generate, *arguments).status == 0
+    assert_one_line(call(decoder_generate, *arguments, "--codes", tmp_path / "codes"), "needs 7")
+
+
+@pytest.mark.parametrize("script", ["auto_encoder.py", "decoder_generate.py"])
+def test_help_and_one_line_errors_on_the_command_line(script):
+    shown = command(script, "--help")
+    assert shown.returncode == 0
+    assert "--seed" in shown.stdout
+    refused = command(script, "--seed", "none")
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert refused.stderr.startswith(script)
