@@ -40,63 +40,46 @@ from plots import draw_scatter
 RESUME_FORMAT = "mnist-vae-resume-1"
 SCATTERED = 1000  # the homework asks for the last 1000 test images
 WARMUP = 0.05  # share of the steps in which the learning rate rises
-WEIGHT_DECAY = 0.02
 REFRESH = 50  # steps between two codebooks; the decoder moves little in between
 NEIGHBOURS = 15  # k of the k-NN classifier that judges the codes
 
 
+# fmt: off
 def parse_arguments(argv=None):
     parser = Parser(description=__doc__.split("\n\n")[0])
-    add = parser.add_argument
-    add(
-        "--data",
-        type=Path,
-        default=PROJECT / "mnist",
-        metavar="DIR",
-        help="folder with the four idx files of MNIST or of a data set in its format",
-    )
-    add("--epochs", type=whole_number(1), default=30, help="passes over the training images")
-    add("--batch-size", type=whole_number(1), default=256, help="images in one step")
-    add("--lr", type=positive_number, default=5e-3, help="highest learning rate")
-    add("--latent-dim", type=whole_number(1), default=2, help="length of a code")
-    add(
-        "--encoder",
-        choices=("exact", "network"),
-        default=None,
-        help="posterior by Bayes' rule on a grid of codes (the default for 2 latents), "
-        "or a feed-forward network (all others)",
-    )
-    add("--seed", type=whole_number(0), default=0, help="the same seed gives the same files")
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda", "mps"),
-        default="auto",
-        help="auto takes a GPU if there is one",
-    )
-    add("--threads", type=whole_number(1), default=None, help="CPU threads (default: all cores)")
-    add(
-        "--checkpoint",
-        type=Path,
-        default=PROJECT / "checkpoints/vae.pt",
-        metavar="FILE",
-        help="the weights; figures go to the same name with .json",
-    )
-    add(
-        "--scatter",
-        type=Path,
-        default=PROJECT / "encoder.png",
-        metavar="FILE",
-        help="picture of the codes of the last 1000 test images",
-    )
-    add(
-        "--resume",
-        action="store_true",
-        help="continue an interrupted run; give the other flags as before",
-    )
+    add = parser.add_argument_group("files (defaults are beside this script)").add_argument
+    add("--data", type=Path, metavar="DIR", default=PROJECT / "mnist",
+        help="folder with the idx files of MNIST or of a data set in its format (default mnist)")
+    add("--checkpoint", type=Path, metavar="FILE", default=PROJECT / "checkpoints/vae.pt",
+        help="the trained weights; figures go beside them in a .json (default checkpoints/vae.pt)")
+    add("--scatter", type=Path, metavar="FILE", default=PROJECT / "encoder.png",
+        help="picture of the codes of the last 1000 test images (default encoder.png)")
+    add = parser.add_argument_group("model and training").add_argument
+    add("--epochs", type=whole_number(1), metavar="N", default=20,
+        help="passes over the training images (default %(default)s)")
+    add("--batch-size", type=whole_number(1), metavar="N", default=256,
+        help="images in one step (default %(default)s)")
+    add("--lr", type=positive_number, metavar="X", default=5e-3,
+        help="highest learning rate (default %(default)s)")
+    add("--latent-dim", type=whole_number(1, 784), metavar="N", default=2,
+        help="numbers in a code (default %(default)s)")
+    add("--encoder", choices=("exact", "network"),
+        help="Bayes' rule on a grid of codes (default for 2 latents) "
+        "or a feed-forward network (default for others)")
+    add("--seed", type=whole_number(0), metavar="N", default=0,
+        help="the same seed gives the same files (default %(default)s)")
+    add = parser.add_argument_group("running").add_argument
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+        help="auto takes a GPU if there is one (default %(default)s)")
+    add("--threads", type=whole_number(1, 1024), metavar="N",
+        help="CPU threads (default: all cores)")
+    add("--resume", action="store_true",
+        help="continue an interrupted run; give the other flags as before")
     args = parser.parse_args(argv)
     if args.encoder == "exact" and args.latent_dim != 2:
         raise InputError("--encoder exact: needs --latent-dim 2; leave it out")
     return args
+# fmt: on
 
 
 def main(argv=None):
@@ -184,22 +167,16 @@ def idx_md5(images):
 
 
 def make_optimizers(vae):
-    """Muon (Jordan et al. 2024) for the hidden layers' matrices, AdamW for all else.
+    """Muon (Jordan et al. 2024) for the hidden layers' matrices, Adam for all else.
 
-    As Muon's authors advise, the first and the last layers and all vectors stay with AdamW. Only
-    AdamW's matrices are decayed.
+    As Muon's authors advise, the first and the last layers stay with Adam.
     """
     networks = [part.net for part in (vae.encoder, vae.decoder) if part]
     hidden = [layer.linear.weight for net in networks for layer in net[1:-1]]
-    outer = [weight for net in networks for weight in (net[0].linear.weight, net[-1].weight)]
-    vectors = [parameter for parameter in vae.parameters() if parameter.ndim < 2]
-    groups = [
-        {"params": outer, "weight_decay": WEIGHT_DECAY},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    others = [p for p in vae.parameters() if all(p is not matrix for matrix in hidden)]
     return [
-        torch.optim.Muon(hidden, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(groups, fused=True),
+        torch.optim.Muon(hidden, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Adam(others, fused=True),
     ]
 
 

@@ -261,10 +261,7 @@ def _exchange(one, other):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaint is one line, and whose help shows the defaults."""
-
-    def __init__(self, **kwargs):
-        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+    """An ArgumentParser whose complaint is one line."""
 
     def error(self, message):
         raise InputError(message)

@@ -18,32 +18,23 @@ from data import PROJECT, InputError, Parser, replace_images, run, whole_number
 from models import load_decoder
 
 
+# fmt: off
 def parse_arguments(argv=None):
     parser = Parser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        type=Path,
-        default=PROJECT / "checkpoints/vae.pt",
-        metavar="FILE",
-        help="what auto_encoder.py saved",
-    )
-    add(
-        "--out",
-        type=Path,
-        default=PROJECT / "imgs_generated",
-        metavar="DIR",
-        help="folder for 00.png, 01.png, ...; images of these names that it holds are replaced",
-    )
-    add("--count", type=whole_number(1, 10_000), default=20, help="how many images")
-    add("--seed", type=whole_number(0), default=0, help="the same seed gives the same images")
-    add(
-        "--codes",
-        type=Path,
-        metavar="FILE",
-        help="decode these codes instead of samples: one a line, numbers with commas or spaces",
-    )
+    add("--checkpoint", type=Path, metavar="FILE", default=PROJECT / "checkpoints/vae.pt",
+        help="what auto_encoder.py saved (default checkpoints/vae.pt beside this script)")
+    add("--out", type=Path, metavar="DIR", default=PROJECT / "imgs_generated",
+        help="folder for 00.png, 01.png, ...; older images of such names in it are replaced "
+        "(default imgs_generated beside this script)")
+    add("--count", type=whole_number(1, 10_000), metavar="N", default=20,
+        help="how many images (default %(default)s)")
+    add("--seed", type=whole_number(0), metavar="N", default=0,
+        help="the same seed gives the same images (default %(default)s)")
+    add("--codes", type=Path, metavar="FILE",
+        help="decode these codes instead of samples: one a line, numbers with commas or spaces")
     return parser.parse_args(argv)
+# fmt: on
 
 
 def main(argv=None):

@@ -32,6 +32,8 @@ def draw_scatter(codes, labels):
         ]
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(8, 7.4), layout="constrained")
+    apart = 0.07 * np.ptp(codes, axis=0).max()  # so that no two digits overlap
+    written = []
     for digit in np.unique(labels):
         own = codes[labels == digit]
         axes.scatter(
@@ -43,7 +45,8 @@ def draw_scatter(codes, labels):
             alpha=0.8,
             label=digit,
         )
-        _outlined(axes, densest(own), digit)
+        written.append(densest(own, written, apart))
+        _outlined(axes, written[-1], digit)
     axes.set_aspect("equal")
     axes.set_xlabel(names[0], fontsize=14)
     axes.set_ylabel(names[1], fontsize=14)
@@ -86,10 +89,13 @@ def principal_components(codes):
     return centred @ directions[:2].T, (scale**2 / (scale**2).sum())[:2]
 
 
-def densest(codes, neighbours=10):
-    """The code [2] among [N, 2] with the closest neighbours: the middle of the main cluster."""
+def densest(codes, others=(), apart=0.0, neighbours=20):
+    """The code [2] among [N, 2] with the closest neighbours, at least `apart` from the others."""
     distances = np.linalg.norm(codes[:, None] - codes, axis=2)
-    return codes[np.sort(distances)[:, : neighbours + 1].sum(1).argmin()]
+    spread = np.sort(distances)[:, : neighbours + 1].sum(1)
+    for other in others:
+        spread[np.linalg.norm(codes - other, axis=1) < apart] += spread.max()
+    return codes[spread.argmin()]
 
 
 def _pyplot():
