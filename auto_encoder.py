@@ -171,8 +171,11 @@ def make_optimizers(vae):
 
     As Muon's authors advise, the first and the last layers stay with Adam.
     """
-    networks = [part.net for part in (vae.encoder, vae.decoder) if part]
-    hidden = [layer.linear.weight for net in networks for layer in net[1:-1]]
+    hidden = []
+    for network in (vae.encoder, vae.decoder):
+        if network is not None:
+            matrices = [p for p in network.parameters() if p.ndim == 2]
+            hidden += matrices[1:-1]
     others = [p for p in vae.parameters() if all(p is not matrix for matrix in hidden)]
     return [
         torch.optim.Muon(hidden, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),

@@ -22,27 +22,22 @@ from data import InputError, write_file
 PIXELS = 28 * 28
 RADIUS = 5.0  # of the grid of codes; beyond it is a millionth of the prior's mass
 TILE = 1.0  # side of the squares into which the plane is cut for quadrature
-BATCH = 500  # images or codes at a time where memory, not speed, is at stake
+BATCH = 1000  # images or codes at a time where memory, not speed, is at stake
 CHECKPOINT_FORMAT = "mnist-vae-1"
 
 
-class Layer(nn.Module):
-    """Linear, LayerNorm, GELU; with a skip connection where input and output sizes agree."""
-
-    def __init__(self, inputs, outputs):
-        super().__init__()
-        self.linear = nn.Linear(inputs, outputs)
-        self.norm = nn.LayerNorm(outputs)
+class Layer(nn.Linear):
+    """Linear, then GELU, with a skip connection where input and output sizes agree."""
 
     def forward(self, h):
-        out = F.gelu(self.norm(self.linear(h)))
+        out = F.gelu(super().forward(h))
         return h + out if h.shape == out.shape else out
 
 
-def mlp(sizes, outputs):
-    """Layers of the given sizes, then a linear layer to `outputs`."""
-    layers = [Layer(a, b) for a, b in itertools.pairwise(sizes)]
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
+def mlp(*sizes):
+    """Hidden layers of these sizes, the last a linear one."""
+    layers = [Layer(inputs, outputs) for inputs, outputs in itertools.pairwise(sizes[:-1])]
+    return nn.Sequential(*layers, nn.Linear(*sizes[-2:]))
 
 
 class Encoder(nn.Module):
@@ -53,16 +48,20 @@ class Encoder(nn.Module):
 
     def __init__(self, latent_dim, widths):
         super().__init__()
-        self.net = mlp([PIXELS, *widths], 2 * latent_dim)
+        self.net = mlp(PIXELS, *widths, 2 * latent_dim)
 
     def forward(self, x):
         if self.training:
             x = torch.bernoulli(x)
-        return self.net(2 * x - 0.5).chunk(2, dim=1)  # roughly zero mean, unit scale
+        return self.net(x).chunk(2, dim=1)
 
 
 class Decoder(nn.Module):
-    """Codes [N, latent_dim] -> logits of the pixels' Bernoulli means, [N, 784]."""
+    """Codes [N, latent_dim] -> logits of the pixels' Bernoulli means, [N, 784].
+
+    The MLP sees the code and its sines and cosines: a plain MLP learns fine detail in few
+    variables only slowly (Tancik et al. 2020, "Fourier features").
+    """
 
     FREQUENCIES = (0.5, 1.0)
 
@@ -70,7 +69,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.latent_dim = latent_dim
         inputs = latent_dim * (1 + 2 * len(self.FREQUENCIES))
-        self.net = mlp([inputs, *widths], PIXELS)
+        self.net = mlp(inputs, *widths, PIXELS)
 
     def forward(self, z):
         waves = [wave(f * z) for f in self.FREQUENCIES for wave in (torch.sin, torch.cos)]
@@ -217,11 +216,12 @@ class VAE(nn.Module):
         )  # [N, 1, tiles, tiles]
         matters = (highest > highest.amax((2, 3), keepdim=True) - 100)[:, 0]
         total = x.new_full((len(x),), -math.inf)
-        inside = torch.arange(spacing / 2, TILE, spacing, device=x.device)
+        nodes = round(TILE / spacing)
+        inside = TILE * (torch.arange(nodes, device=x.device) + 0.5) / nodes
         for row, column in torch.cartesian_prod(*2 * [torch.arange(matters.shape[1])]):
             own = matters[:, row, column].nonzero()[:, 0]
             codes = torch.cartesian_prod(row * TILE + inside, column * TILE + inside) - RADIUS
-            tile = self._decoded(codes, spacing)
+            tile = self._decoded(codes, TILE / nodes)
             for images in own.split(BATCH):
                 part = _logsumexp(tile.log_joint(x[images]))
                 total[images] = total[images].logaddexp(part)
@@ -261,33 +261,27 @@ def _fit_posterior(x, codebook):
     the highest log p(x, z), one Newton step to the peak. The factorised Gaussian closest to it
     keeps the diagonal of its precision (Bishop 2006, equation 10.12).
     """
-    log_joint, side, spacing = codebook.log_joint(x), codebook.side, codebook.spacing
+    side, spacing = codebook.side, codebook.spacing
+    log_joint = codebook.log_joint(x)
     node = log_joint.max(1).indices
     row, column = (node // side).clamp(1, side - 2), (node % side).clamp(1, side - 2)
-
-    def near(down, right):
-        return log_joint.gather(1, ((row + down) * side + column + right)[:, None])[:, 0]
-
-    def precision(ahead, behind):  # per squared node; the prior's share of it is spacing^2
-        return (2 * near(0, 0) - ahead - behind).clamp_min(spacing**2)
-
-    up, down, left, right = near(-1, 0), near(1, 0), near(0, -1), near(0, 1)
-    rows, columns = precision(up, down), precision(left, right)
-    cross = (near(-1, 1) + near(1, -1) - near(1, 1) - near(-1, -1)) / 4
+    offset = torch.arange(-1, 2, device=x.device)
+    around = (row * side + column)[:, None] + (side * offset[:, None] + offset).flatten()
+    (top_left, top, top_right), (left, centre, right), (bottom_left, bottom, bottom_right) = (
+        log_joint.gather(1, around).T.unflatten(0, (3, 3))
+    )
+    # Precision per squared node; it includes the prior's, which is spacing^2.
+    rows = (2 * centre - top - bottom).clamp_min(spacing**2)
+    columns = (2 * centre - left - right).clamp_min(spacing**2)
+    cross = (top_right + bottom_left - top_left - bottom_right) / 4
     limit = 0.9 * (rows * columns).sqrt()  # keeps the matrix positive definite
     cross = cross.clamp(-limit, limit)
-    slope_rows, slope_columns = (down - up) / 2, (right - left) / 2
-    step = (
-        torch.stack(
-            [
-                columns * slope_rows - cross * slope_columns,
-                rows * slope_columns - cross * slope_rows,
-            ],
-            1,
-        )
-        / (rows * columns - cross.square())[:, None]
-    )
-    peak = torch.stack([row, column], 1) + step.clamp(-0.6, 0.6)  # the node is the nearest one
+    slope_rows, slope_columns = (bottom - top) / 2, (right - left) / 2
+    determinant = rows * columns - cross.square()
+    step_rows = (columns * slope_rows - cross * slope_columns) / determinant
+    step_columns = (rows * slope_columns - cross * slope_rows) / determinant
+    step = torch.stack([step_rows, step_columns], 1).clamp(-0.6, 0.6)  # the node is the nearest
+    peak = torch.stack([row, column], 1) + step
     variance = spacing**2 / torch.stack([rows, columns], 1)
     return (peak - side // 2) * spacing, variance
 
@@ -372,4 +366,4 @@ def _build(module, config, weights):
     with torch.device("meta"):  # so that sizes in a damaged file cannot exhaust the memory
         built = module(**config)
     built.load_state_dict(weights, assign=True)
-    return built.eval()
+    return built.float().eval()

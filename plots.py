@@ -109,6 +109,6 @@ def _pyplot():
 
 def _png(figure):
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=150)
+    figure.savefig(buffer, dpi=150, bbox_inches="tight", pad_inches=0.15)
     _pyplot().close(figure)
     return buffer.getvalue()

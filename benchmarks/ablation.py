@@ -1,0 +1,108 @@
+"""What each choice buys: train without it, on a validation split of the training images.
+
+    python benchmarks/ablation.py       # about 20 minutes on two cores; writes ablation.json
+    python benchmarks/ablation.py NAME  # some rows only, by their names; prints, writes nothing
+
+Trains on the first 55,000 training images for 10 epochs and evaluates on the last 5,000.
+"""
+
+import contextlib
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+import auto_encoder
+import models
+from data import load_digits
+from models import VAE
+
+EPOCHS, TRAINED = 10, 55_000
+
+
+def coarser(vae, spacing=0.2, codebook=VAE.codebook):
+    return codebook(vae, spacing)
+
+
+def adam_only(vae):
+    return [torch.optim.Adam(vae.parameters(), fused=True)]
+
+
+def without_skip(layer, h):
+    return F.gelu(nn.Linear.forward(layer, h))
+
+
+def with_layernorm(layer, h):
+    out = F.gelu(F.layer_norm(nn.Linear.forward(layer, h), [layer.out_features]))
+    return h + out if h.shape == out.shape else out
+
+
+ADAM = (auto_encoder, "make_optimizers", adam_only)
+NO_SKIP = (models.Layer, "forward", without_skip)
+RELU = (models.F, "gelu", F.relu)
+MANY = (auto_encoder, "VAE", partial(VAE, latent_dim=20))
+VARIANTS = {  # name: what stands in for attributes of modules and classes
+    "default": [],
+    "encoder network": [(auto_encoder, "VAE", partial(VAE, encoder="network"))],
+    "Adam for all, no Muon": [ADAM],
+    "float32 products": [(torch, "set_float32_matmul_precision", lambda precision: None)],
+    "grid twice as coarse": [(VAE, "codebook", coarser)],
+    "one codebook an epoch": [(auto_encoder, "REFRESH", 10**9)],
+    "no sines and cosines": [(models.Decoder, "FREQUENCIES", ())],
+    "sines and cosines to 4 z": [(models.Decoder, "FREQUENCIES", (0.5, 1.0, 2.0, 4.0))],
+    "constant learning rate": [(auto_encoder, "learning_rate", lambda progress, highest: highest)],
+    "no skip connections": [NO_SKIP],
+    "ReLU for GELU": [RELU],
+    "LayerNorm added": [(models.Layer, "forward", with_layernorm)],
+    "20 latents": [MANY],
+    "20 latents, no skip connections": [MANY, NO_SKIP],
+    "20 latents, ReLU for GELU": [MANY, RELU],
+}
+
+
+def run_variant(images, labels):
+    """Train, and give the figures on the validation split."""
+    x = auto_encoder.as_input(images, torch.device("cpu"))
+    train, held_out = x[:TRAINED], x[TRAINED:]
+    settings = {"seed": 0, "epochs": EPOCHS, "batch_size": 256, "lr": 5e-3}
+    torch.manual_seed(0)
+    vae = auto_encoder.VAE()
+    optimizers = auto_encoder.make_optimizers(vae)
+    started = time.perf_counter()
+    for epoch in range(EPOCHS):
+        auto_encoder.train_epoch(vae, optimizers, train, held_out[:1], epoch, settings)
+    seconds = time.perf_counter() - started
+    results, _ = auto_encoder.evaluate(vae, train, labels[:TRAINED], held_out, labels[TRAINED:])
+    return {
+        "L_tot": round(results["test"]["L_tot"], 2),
+        "log_likelihood_binarized": round(results["log_likelihood_binarized"], 2),
+        "knn_accuracy": results["knn_accuracy"],
+        "seconds": round(seconds, 1),
+    }
+
+
+def main(names):
+    images, labels = load_digits(PROJECT / "mnist", "train")
+    rows = {}
+    for name in names or VARIANTS:
+        with contextlib.ExitStack() as stack:
+            for change in VARIANTS[name]:
+                stack.enter_context(patch.object(*change))
+            rows[name] = run_variant(images, labels)
+        print(f"{name:32}", "  ".join(f"{key} {value}" for key, value in rows[name].items()))
+        sys.stdout.flush()
+    if not names:
+        (PROJECT / "benchmarks/ablation.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,140 @@
+"""How fast and how large `auto_encoder.py` is, as ratios measured side by side in one run.
+
+    python benchmarks/speed.py      # about four minutes on two cores; writes benchmarks/speed.json
+
+1. Seconds from the start of the process to the figure that the conventional example reaches in
+   its ten epochs: `auto_encoder.py --epochs 2` against conventional.py.
+2. Training speed as a share of the floor: the time that the matrix products of a step take alone,
+   in float32, at the very shapes they have there.
+3. Peak memory of `auto_encoder.py`.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+import auto_encoder
+from data import load_digits
+from models import PIXELS, VAE
+
+
+def run_script(*command):
+    """Run a script; the (seconds, test L_tot) of its epochs, its total seconds, its peak in MB."""
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)], stdout=subprocess.PIPE, text=True
+    )
+    epochs = []
+    for line in process.stdout:
+        print("   ", line, end="")
+        found = re.match(r"epoch \d+:.*test L_tot ([\d.]+)", line)
+        if found:
+            epochs.append((time.perf_counter() - started, float(found[1])))
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{command[0]} failed")
+    return epochs, time.perf_counter() - started, usage.ru_maxrss / 1024
+
+
+def seconds_of(function, repeat):
+    """Seconds of one call, after a few to warm up."""
+    for _ in range(3):
+        function()
+    started = time.perf_counter()
+    for _ in range(repeat):
+        function()
+    return (time.perf_counter() - started) / repeat
+
+
+def matrix_products(vae, batch):
+    """(rows, inner, columns, how often) of the products in one training step, Muon's included."""
+    nodes = vae.codebook().side ** 2
+    products = [(batch, PIXELS, nodes, 1)]  # the images against the codebook
+    layers = [layer for layer in vae.decoder.net if isinstance(layer, torch.nn.Linear)]
+    for layer in layers:
+        outputs, inputs = layer.weight.shape
+        products += [
+            (batch, inputs, outputs, 1),  # forward
+            (outputs, batch, inputs, 1),  # gradient of the weights
+            (nodes, inputs, outputs, 1 / auto_encoder.REFRESH),  # decoding the codebook
+        ]
+        if layer is not layers[0]:
+            products.append((batch, outputs, inputs, 1))  # gradient of the layer's input
+    for layer in layers[1:-1]:  # five Newton-Schulz steps of three products each
+        wide, narrow = sorted(layer.weight.shape, reverse=True)
+        products += [
+            (narrow, wide, narrow, 5),
+            (narrow, narrow, narrow, 5),
+            (narrow, narrow, wide, 5),
+        ]
+    return products
+
+
+def share_of_the_floor(batch=256, steps=200):
+    """The floor's seconds a step, in float32 and as multiplied in training; the step's seconds."""
+    images, _ = load_digits(PROJECT / "mnist", "train")
+    x = auto_encoder.as_input(images[: batch * steps], torch.device("cpu"))
+    vae = VAE()
+    optimizers = auto_encoder.make_optimizers(vae)
+    settings = {"seed": 0, "batch_size": batch, "epochs": 2, "lr": 1e-3}
+    auto_encoder.train_epoch(vae, optimizers, x[: 20 * batch], x[:1], 0, settings)
+    started = time.perf_counter()
+    auto_encoder.train_epoch(vae, optimizers, x, x[:1], 1, settings)
+    step = (time.perf_counter() - started) / steps
+
+    def floor():
+        total = 0.0
+        for rows, inner, columns, often in matrix_products(vae, batch):
+            left, right = torch.randn(rows, inner), torch.randn(columns, inner)
+            total += often * seconds_of(lambda a=left, b=right: a @ b.T, repeat=20)
+        return total
+
+    flops = sum(2 * m * k * n * often for m, k, n, often in matrix_products(vae, batch))
+    exact = floor()
+    with auto_encoder.fast_matmul():
+        fast = floor()
+    return {"flops": flops, "float32": exact, "as_multiplied": fast, "step": step}
+
+
+def main():
+    print("conventional example, 10 epochs")
+    epochs, _, _ = run_script(PROJECT / "benchmarks/conventional.py")
+    theirs, target = epochs[-1]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = ["--checkpoint", f"{folder}/vae.pt", "--scatter", f"{folder}/encoder.png"]
+        print("auto_encoder.py --epochs 2")
+        epochs, whole, memory = run_script(PROJECT / "auto_encoder.py", "--epochs", 2, *outputs)
+    ours = next(seconds for seconds, figure in epochs if figure <= target)
+    floor = share_of_the_floor()
+    results = {
+        "test_L_tot_of_conventional_example": target,
+        "its_seconds": round(theirs, 1),
+        "our_seconds_to_that_figure": round(ours, 1),
+        "times_sooner": round(theirs / ours, 1),
+        "our_seconds_for_two_epochs_and_all_figures": round(whole, 1),
+        "gigaflop_a_step": round(floor["flops"] / 1e9, 2),
+        "milliseconds_a_step": round(1e3 * floor["step"], 1),
+        "milliseconds_of_float32_products": round(1e3 * floor["float32"], 1),
+        "milliseconds_of_products_as_multiplied": round(1e3 * floor["as_multiplied"], 1),
+        "share_of_float32_floor": round(floor["float32"] / floor["step"], 2),
+        "peak_memory_MB": round(memory),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
+    text = json.dumps(results, indent=1)
+    print(text)
+    (PROJECT / "benchmarks/speed.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
