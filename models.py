@@ -20,7 +20,7 @@ from torch import nn
 from data import InputError, write_file
 
 PIXELS = 28 * 28
-RADIUS = 5.0  # of the grid of codes; beyond it is a millionth of the prior's mass
+RADIUS = 4.0  # of the grid of codes; 1.3e-4 of the prior's mass lies beyond
 TILE = 1.0  # side of the squares into which the plane is cut for quadrature
 BATCH = 1000  # images or codes at a time where memory, not speed, is at stake
 CHECKPOINT_FORMAT = "mnist-vae-1"
