@@ -224,7 +224,8 @@ def replace_images(folder, images):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         before = {entry.name for entry in folder.iterdir()}
-        kept = sorted(name for name in before if not IMAGE_NAME.fullmatch(name))
+        ours = {name for name in before if IMAGE_NAME.fullmatch(name) and (folder / name).is_file()}
+        kept = sorted(before - ours)
         for name in names:
             if (folder / name).is_dir():
                 raise InputError(f"{folder / name}: is a folder; move it or give another --out")
@@ -239,7 +240,7 @@ def replace_images(folder, images):
                     return kept
             for name in names:
                 (new / name).replace(folder / name)
-            for name in before - set(kept) - set(names):
+            for name in ours - set(names):
                 (folder / name).unlink()
         finally:
             shutil.rmtree(new, ignore_errors=True)

@@ -260,6 +260,17 @@ def test_replace_images(tmp_path, others):
     assert [entry.name for entry in tmp_path.iterdir()] == ["images"]
 
 
+def test_a_folder_named_like_an_image_is_left_alone(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "77.png").mkdir(parents=True)
+    assert replace_images(folder, [b"a"]) == ["77.png"]
+    assert (folder / "77.png").is_dir()
+    (folder / "00.png").unlink()
+    (folder / "00.png").mkdir()
+    with pytest.raises(InputError, match=r"00\.png: is a folder"):
+        replace_images(folder, [b"a"])
+
+
 def test_images_are_replaced_together(tmp_path, monkeypatch):
     folder = tmp_path / "images"
     replace_images(folder, [b"a", b"b"])

@@ -6,7 +6,10 @@ import re
 from statistics import mean, stdev
 
 import pytest
+import torch
 from conftest import PROJECT
+
+from models import load_checkpoint
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 REPORT = (PROJECT / "Report.md").read_text(encoding="utf-8")
@@ -107,3 +110,10 @@ def test_prose():
         assert f"{DEFAULT['training_seconds']:.0f} s of training" in document
         assert f"{DEFAULT['total_seconds']:.0f} s in all" in document
         assert f"PyTorch {DEFAULT['versions']['torch'].split('+')[0]}" in document
+
+
+def test_spread_of_the_codes(mnist):
+    x = torch.tensor(mnist.test_images[-1000:]).flatten(1).float() / 255
+    spread = load_checkpoint(PROJECT / "checkpoints/vae.pt").encode(x)[0].std(0)
+    text = " ".join(REPORT.split())
+    assert f"standard deviation is {spread[0]:.1f} and {spread[1]:.1f} in the two" in text
