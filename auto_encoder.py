@@ -17,6 +17,7 @@ import math
 import platform
 import struct
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,8 @@ def fast_matmul():
 
     Less training time for the same figures (README's ablation); elsewhere it changes nothing.
     """
+    # PyTorch 2.9 alone announces that these functions would be deprecated after it; they are not.
+    warnings.filterwarnings("ignore", message="Please use the new API settings to control TF32")
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
