@@ -10,7 +10,6 @@ Then `python decoder_generate.py` draws new digits with the decoder.
 
 import contextlib
 import hashlib
-import io
 import itertools
 import json
 import math
@@ -35,7 +34,7 @@ from data import (
     whole_number,
     write_file,
 )
-from models import BATCH, VAE, damage_reported, read_checkpoint, save_checkpoint
+from models import BATCH, VAE, damage_reported, read_checkpoint, save_checkpoint, write_tensors
 from plots import draw_scatter
 
 RESUME_FORMAT = "mnist-vae-resume-1"
@@ -301,18 +300,14 @@ def nearest_label(known, labels, asked, k=NEIGHBOURS):
 
 def save_resume(path, settings, vae, optimizers, log):
     """All that `restore` needs, in one file, so that a kill between two files does no harm."""
-    buffer = io.BytesIO()
-    torch.save(
-        {
-            "format": RESUME_FORMAT,
-            "settings": settings,
-            "weights": vae.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "log": log,
-        },
-        buffer,
-    )
-    write_file(path, buffer.getvalue())
+    contents = {
+        "format": RESUME_FORMAT,
+        "settings": settings,
+        "weights": vae.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "log": log,
+    }
+    write_tensors(path, contents)
 
 
 def restore(path, settings, vae, optimizers):

@@ -298,6 +298,11 @@ def save_checkpoint(path, vae, **metadata):
         "metadata": json.loads(json.dumps(metadata)),  # plain types: all that weights_only reads
         "weights": {name: weight.cpu() for name, weight in vae.state_dict().items()},
     }
+    write_tensors(path, contents)
+
+
+def write_tensors(path, contents):
+    """torch.save, but whole or not at all; raises InputError if the file cannot be written."""
     buffer = io.BytesIO()
     torch.save(contents, buffer)
     write_file(path, buffer.getvalue())

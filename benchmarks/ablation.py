@@ -46,14 +46,13 @@ def with_layernorm(layer, h):
     return h + out if h.shape == out.shape else out
 
 
-ADAM = (auto_encoder, "make_optimizers", adam_only)
 NO_SKIP = (models.Layer, "forward", without_skip)
 RELU = (models.F, "gelu", F.relu)
 MANY = (auto_encoder, "VAE", partial(VAE, latent_dim=20))
 VARIANTS = {  # name: what stands in for attributes of modules and classes
     "default": [],
     "encoder network": [(auto_encoder, "VAE", partial(VAE, encoder="network"))],
-    "Adam for all, no Muon": [ADAM],
+    "Adam for all, no Muon": [(auto_encoder, "make_optimizers", adam_only)],
     "float32 products": [(torch, "set_float32_matmul_precision", lambda precision: None)],
     "grid twice as coarse": [(VAE, "codebook", coarser)],
     "one codebook an epoch": [(auto_encoder, "REFRESH", 10**9)],
