@@ -1,9 +1,11 @@
 """Train the auto-encoder on MNIST and draw the codes of the last 1000 test images.
 
-    python auto_encoder.py                  # the homework: trains, evaluates, writes encoder.png
-    python auto_encoder.py --epochs 2       # a quick look
-    python auto_encoder.py --resume         # go on after Ctrl-C
-    python auto_encoder.py --data DIR       # Fashion-MNIST, KMNIST or your own, in MNIST's format
+    python auto_encoder.py                      # the homework: trains, evaluates, draws
+    python auto_encoder.py --epochs 2           # a quick look
+    python auto_encoder.py --resume             # go on after Ctrl-C
+    python auto_encoder.py --model ae           # a plain auto-encoder
+    python auto_encoder.py --latent-dim 20      # longer codes, drawn in principal components
+    python auto_encoder.py --data digits.csv    # your own digits; or a folder of idx files
 
 Then `python decoder_generate.py` draws new digits with the decoder.
 """
@@ -18,11 +20,14 @@ import struct
 import time
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
+import plots
 from data import (
     PROJECT,
     InputError,
@@ -34,13 +39,25 @@ from data import (
     whole_number,
     write_file,
 )
-from models import BATCH, VAE, damage_reported, read_checkpoint, save_checkpoint, write_tensors
-from plots import draw_scatter
+from models import (
+    BATCH,
+    MODELS,
+    VAE,
+    AutoEncoder,
+    damage_reported,
+    read_checkpoint,
+    save_checkpoint,
+    write_tensors,
+)
 
-RESUME_FORMAT = "mnist-vae-resume-1"
+RESUME_FORMAT = "mnist-auto-encoder-resume-2"
+FIGURES = ("scatter_epochs", "reconstructions", "loss", "sanity_check", "manifold")
+LEARNING_RATES = {"exact": 5e-3, "network": 3e-3}  # by the encoder
+WEIGHT_DECAYS = {"exact": 0.0, "network": 0.4}  # of the hidden matrices
 SCATTERED = 1000  # the homework asks for the last 1000 test images
 WARMUP = 0.05  # share of the steps in which the learning rate rises
 REFRESH = 50  # steps between two codebooks; the decoder moves little in between
+SAMPLED = 10_000  # training images to whose codes an AutoEncoder fits what it samples from
 NEIGHBOURS = 15  # k of the k-NN classifier that judges the codes
 
 
@@ -48,24 +65,38 @@ NEIGHBOURS = 15  # k of the k-NN classifier that judges the codes
 def parse_arguments(argv=None):
     parser = Parser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument_group("files (defaults are beside this script)").add_argument
-    add("--data", type=Path, metavar="DIR", default=PROJECT / "mnist",
-        help="folder with the idx files of MNIST or of a data set in its format (default mnist)")
+    add("--data", type=Path, metavar="PATH", default=PROJECT / "mnist",
+        help="folder with the idx files of MNIST or of a data set in its format, or a table: a "
+        "label and 784 pixels a line (default mnist)")
     add("--checkpoint", type=Path, metavar="FILE", default=PROJECT / "checkpoints/vae.pt",
         help="the trained weights; figures go beside them in a .json (default checkpoints/vae.pt)")
     add("--scatter", type=Path, metavar="FILE", default=PROJECT / "encoder.png",
         help="picture of the codes of the last 1000 test images (default encoder.png)")
-    add = parser.add_argument_group("model and training").add_argument
+    add("--figures", type=Path, metavar="DIR", default=PROJECT / "figures",
+        help=f"folder for {', '.join(FIGURES)}.png (default figures)")
+    add("--no-figures", dest="figures", action="store_const", const=None,
+        help="draw nothing but the scatter")
+    add = parser.add_argument_group("model").add_argument
+    add("--model", choices=MODELS, default="vae",
+        help="variational or deterministic auto-encoder (default %(default)s)")
+    add("--latent-dim", type=whole_number(1, 784), metavar="N", default=2,
+        help="numbers in a code (default %(default)s)")
+    add("--encoder", choices=("exact", "network"),
+        help="of the VAE: Bayes' rule on a grid of codes (default for 2 latents) "
+        "or a feed-forward network (default for others)")
+    add = parser.add_argument_group("training").add_argument
     add("--epochs", type=whole_number(1), metavar="N", default=20,
         help="passes over the training images (default %(default)s)")
     add("--batch-size", type=whole_number(1), metavar="N", default=256,
         help="images in one step (default %(default)s)")
-    add("--lr", type=positive_number, metavar="X", default=5e-3,
-        help="highest learning rate (default %(default)s)")
-    add("--latent-dim", type=whole_number(1, 784), metavar="N", default=2,
-        help="numbers in a code (default %(default)s)")
-    add("--encoder", choices=("exact", "network"),
-        help="Bayes' rule on a grid of codes (default for 2 latents) "
-        "or a feed-forward network (default for others)")
+    add("--lr", type=positive_number, metavar="X",
+        help="highest learning rate (default {exact} with the exact encoder, {network} with a "
+        "network)".format(**LEARNING_RATES))
+    add("--validation", type=whole_number(0), metavar="N", default=0,
+        help="hold out the last N training images, and keep the weights of the epoch that is best "
+        "on them (default: train on all, keep the last)")
+    add("--patience", type=whole_number(1), metavar="N",
+        help="stop after N epochs without a better validation figure (default: never)")
     add("--seed", type=whole_number(0), metavar="N", default=0,
         help="the same seed gives the same files (default %(default)s)")
     add = parser.add_argument_group("running").add_argument
@@ -76,8 +107,12 @@ def parse_arguments(argv=None):
     add("--resume", action="store_true",
         help="continue an interrupted run; give the other flags as before")
     args = parser.parse_args(argv)
+    if args.encoder and args.model != "vae":
+        raise InputError("--encoder: only for --model vae; leave it out")
     if args.encoder == "exact" and args.latent_dim != 2:
         raise InputError("--encoder exact: needs --latent-dim 2; leave it out")
+    if args.patience and not args.validation:
+        raise InputError("--patience: needs held-out images; give --validation, say 5000")
     return args
 # fmt: on
 
@@ -88,57 +123,86 @@ def main(argv=None):
     device = choose_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
-    metrics_file = args.checkpoint.with_suffix(".json")
-    resume_file = args.checkpoint.with_suffix(".resume.pt")
-    outputs = [args.checkpoint, metrics_file, resume_file, args.scatter]
-    if len({path.resolve() for path in outputs}) < len(outputs):
-        raise InputError(f"--checkpoint {args.checkpoint}: would be overwritten by another output")
-    for path in outputs:
-        check_writable(path)
-    train_images, train_labels = load_digits(args.data, "train")
-    test_images, test_labels = load_digits(args.data, "test")
-    x_train, x_test = as_input(train_images, device), as_input(test_images, device)
-
+    files = output_files(args)
+    digits = read_digits(args, device)
+    torch.manual_seed(args.seed)
+    encoder = {"encoder": args.encoder} if args.encoder else {}
+    model = MODELS[args.model](args.latent_dim, **encoder).to(device)
+    encoder = "network" if model.encoder else "exact"
     settings = {
+        "model": args.model,
+        "latent_dim": args.latent_dim,
+        "encoder": encoder,
         "epochs": args.epochs,
         "batch_size": args.batch_size,
-        "lr": args.lr,
-        "latent_dim": args.latent_dim,
-        "encoder": args.encoder or ("exact" if args.latent_dim == 2 else "network"),
+        "lr": args.lr or LEARNING_RATES[encoder],
+        "validation": args.validation,
         "seed": args.seed,
-        "training_images": {"count": len(train_images), "md5": idx_md5(train_images)},
+        "training_images": digits.identity,
     }
     identity = {"settings": settings, "versions": versions()}
-    torch.manual_seed(args.seed)
-    vae = VAE(args.latent_dim, settings["encoder"]).to(device)
-    optimizers = make_optimizers(vae)
-    log = restore(resume_file, settings, vae, optimizers) if args.resume else []
 
-    try:
-        for epoch in range(len(log), args.epochs):
-            log.append(train_epoch(vae, optimizers, x_train, x_test, epoch, settings))
-            print(format_epoch(epoch, log[-1]), flush=True)
-            save_resume(resume_file, settings, vae, optimizers, log)
-            save_checkpoint(args.checkpoint, vae, **identity, epochs=epoch + 1)
-            write_json(metrics_file, {**identity, "log": log})
-    except KeyboardInterrupt:
-        kept = f" after {len(log)} epochs; they are saved, --resume continues" if log else ""
-        raise KeyboardInterrupt(kept) from None
-
-    results, codes = evaluate(vae, x_train, train_labels, x_test, test_labels)
-    save_checkpoint(args.checkpoint, vae, **identity, epochs=len(log), results=results)
-    write_file(args.scatter, draw_scatter(codes, test_labels[-SCATTERED:]))
+    history = train(model, digits, args, files, identity)
+    log, epochs = history["log"], best_epoch(history["log"]) + 1
+    results = evaluate(model, digits.x, digits.labels, digits.x_test, digits.test_labels)
+    save_checkpoint(files["checkpoint"], model, **identity, epochs=epochs, results=results)
+    for name, picture in draw(model, digits, history, args).items():
+        write_file(files[name], picture)
     metrics = {
         **identity,
+        "epochs": epochs,
         "results": results,
         "training_seconds": round(sum(epoch["seconds"] for epoch in log), 1),
         "total_seconds": round(time.perf_counter() - started, 1),
         "machine": machine(device),
         "log": log,
     }
-    write_json(metrics_file, metrics)
+    write_json(files["metrics"], metrics)
     print(format_results(metrics))
-    print(f"wrote {args.checkpoint}, {metrics_file}, {args.scatter}")
+    wrote = [files[name] for name in ("checkpoint", "metrics", "scatter")]
+    print(f"wrote {', '.join(map(str, wrote + [args.figures] * bool(args.figures)))}")
+
+
+def output_files(args):
+    """The path of each output, all of them found writable before the long work."""
+    files = {
+        "checkpoint": args.checkpoint,
+        "metrics": args.checkpoint.with_suffix(".json"),
+        "resume": args.checkpoint.with_suffix(".resume.pt"),
+        "scatter": args.scatter,
+    }
+    if args.figures:
+        files |= {name: args.figures / f"{name}.png" for name in FIGURES}
+    for name, path in files.items():
+        if any(path.resolve() == files[other].resolve() for other in files if other != name):
+            raise InputError(f"{path}: two outputs would go there; name another")
+        check_writable(path)
+    return files
+
+
+class Digits(NamedTuple):
+    """All that is read. Images are float32 [N, 784] in [0, 1] on the device, labels int64 [N]."""
+
+    x: torch.Tensor
+    labels: np.ndarray
+    x_train: torch.Tensor  # the first of x
+    x_validation: torch.Tensor  # the last of x, held out
+    x_test: torch.Tensor
+    test_labels: np.ndarray
+    x_shown: torch.Tensor  # the first ten test images of each digit
+    identity: dict  # names the training images: their number and MD5
+
+
+def read_digits(args, device):
+    images, labels = load_digits(args.data, "train")
+    test_images, test_labels = load_digits(args.data, "test")
+    if args.validation >= len(images):
+        raise InputError(f"--validation {args.validation}: there are {len(images)} images in all")
+    x, x_test = as_input(images, device), as_input(test_images, device)
+    x_train, x_validation = x.split([len(x) - args.validation, args.validation])
+    x_shown = x_test[examples(test_labels)]
+    identity = {"count": len(images), "md5": idx_md5(images)}
+    return Digits(x, labels, x_train, x_validation, x_test, test_labels, x_shown, identity)
 
 
 def choose_device(name):
@@ -166,21 +230,73 @@ def idx_md5(images):
     return hashlib.md5(header + images.tobytes(), usedforsecurity=False).hexdigest()
 
 
-def make_optimizers(vae):
+def make_optimizers(model):
     """Muon (Jordan et al. 2024) for the hidden layers' matrices, Adam for all else.
 
     As Muon's authors advise, the first and the last layers stay with Adam.
     """
     hidden = []
-    for network in (vae.encoder, vae.decoder):
+    for network in (model.encoder, model.decoder):
         if network is not None:
             matrices = [p for p in network.parameters() if p.ndim == 2]
             hidden += matrices[1:-1]
-    others = [p for p in vae.parameters() if all(p is not matrix for matrix in hidden)]
+    others = [p for p in model.parameters() if all(p is not matrix for matrix in hidden)]
+    decay = WEIGHT_DECAYS["network" if model.encoder else "exact"]
     return [
-        torch.optim.Muon(hidden, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(hidden, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.Adam(others, fused=True),
     ]
+
+
+def train(model, digits, args, files, identity):
+    """Train, saving after each epoch; leave the best weights in the model.
+
+    Without held-out images the last epoch counts as the best.
+
+    Returns:
+        The history: "log", figures per epoch; "snapshots" of the test images after some epochs;
+        "best", the weights.
+    """
+    optimizers = make_optimizers(model)
+    settings = identity["settings"]
+    watched = {"validation": digits.x_validation} if args.validation else {}
+    watched["test"] = digits.x_test
+    if args.resume:
+        history = restore(files["resume"], settings, model, optimizers)
+    else:
+        snapshots = {0: snapshot(model, digits)} if args.figures else {}
+        history = {"log": [], "snapshots": snapshots, "best": {}}
+    log = history["log"]
+    saved = len(log)
+    try:
+        while len(log) < args.epochs and not out_of_patience(log, args.patience):
+            epoch = len(log)
+            log.append(train_epoch(model, optimizers, digits.x_train, watched, epoch, settings))
+            if best_epoch(log) == epoch:
+                history["best"] = {name: w.clone() for name, w in model.state_dict().items()}
+                save_checkpoint(files["checkpoint"], model, **identity, epochs=len(log))
+            if args.figures and str(len(log)).rstrip("0") in ("1", "2", "5"):
+                history["snapshots"][len(log)] = snapshot(model, digits)
+            write_json(files["metrics"], {**identity, "log": log})
+            save_resume(files["resume"], settings, model, optimizers, history)
+            saved = len(log)
+            print(format_epoch(epoch, log[-1]), flush=True)
+    except KeyboardInterrupt:
+        kept = f" after {saved} epochs; they are saved, --resume continues" if saved else ""
+        raise KeyboardInterrupt(kept) from None
+    model.load_state_dict(history["best"])
+    return history
+
+
+def best_epoch(log):
+    """The epoch with the lowest L_tot on the held-out images; without any, the last."""
+    if "validation" not in log[-1]:
+        return len(log) - 1
+    return min(range(len(log)), key=lambda epoch: log[epoch]["validation"]["L_tot"])
+
+
+def out_of_patience(log, patience):
+    return bool(patience and log) and len(log) - 1 - best_epoch(log) >= patience
 
 
 def learning_rate(progress, highest):
@@ -205,10 +321,10 @@ def fast_matmul():
 
 
 @fast_matmul()
-def train_epoch(vae, optimizers, x, x_test, epoch, settings):
-    """Train on every image once; return the figures met on the way, and those on the test set."""
+def train_epoch(model, optimizers, x, watched, epoch, settings):
+    """Train on every image once; return the figures met on the way, and those on images watched."""
     started = time.perf_counter()
-    vae.train()
+    model.train()
     # A random stream of its own for each epoch: --resume needs no saved random state.
     seeds = np.random.SeedSequence([settings["seed"], epoch])
     torch.manual_seed(int(seeds.generate_state(1)[0]))
@@ -221,25 +337,28 @@ def train_epoch(vae, optimizers, x, x_test, epoch, settings):
         progress = (epoch * len(batches) + step) / total_steps
         for group in itertools.chain(*(optimizer.param_groups for optimizer in optimizers)):
             group["lr"] = learning_rate(progress, settings["lr"])
-        if vae.encoder is None and step % REFRESH == 0:
-            codebook = vae.codebook()
-        likelihood, divergence = vae.elbo(x[batch.to(x.device)], codebook)
-        vae.zero_grad()
+        if model.encoder is None and step % REFRESH == 0:
+            codebook = model.codebook()
+        likelihood, divergence = model.elbo(x[batch.to(x.device)], codebook)
+        model.zero_grad()
         (divergence - likelihood).mean().backward()
         for optimizer in optimizers:
             optimizer.step()
         sums += torch.stack([likelihood.detach().sum(), divergence.detach().sum()])
-    figures = {"train": elbo_figures(sums / len(x)), "test": mean_elbo(vae, x_test)}
+    figures = {"train": elbo_figures(sums / len(x))}
+    model.eval()
+    if isinstance(model, AutoEncoder):
+        model.fit_samples(x[:SAMPLED])
+    figures |= {name: mean_elbo(model, images) for name, images in watched.items()}
     return figures | {"seconds": round(time.perf_counter() - started, 2)}
 
 
 @torch.no_grad()
-def mean_elbo(vae, x):
+def mean_elbo(model, x):
     """Mean likelihood and divergence over images [N, 784], nats per image."""
-    vae.eval()
     torch.manual_seed(0)
-    codebook = vae.codebook() if vae.encoder is None else None
-    parts = [torch.stack(vae.elbo(part, codebook)) for part in x.split(BATCH)]
+    codebook = model.codebook() if model.encoder is None else None
+    parts = [torch.stack(model.elbo(part, codebook)) for part in x.split(BATCH)]
     return elbo_figures(torch.cat(parts, dim=1).mean(1))
 
 
@@ -255,8 +374,10 @@ def elbo_figures(means):
 
 
 def format_epoch(epoch, figures):
-    train, test = format_elbo(figures["train"]), format_elbo(figures["test"])
-    return f"epoch {epoch}: {train} | test {test}"
+    watched = [
+        f"{name} {format_elbo(figures[name])}" for name in ("validation", "test") if name in figures
+    ]
+    return " | ".join([f"epoch {epoch}: {format_elbo(figures['train'])}", *watched])
 
 
 def format_elbo(figures):
@@ -264,24 +385,26 @@ def format_elbo(figures):
 
 
 @torch.no_grad()
-def evaluate(vae, x_train, train_labels, x_test, test_labels):
-    """Figures on the full test set, and the codes [<= 1000, latent_dim] to draw."""
-    vae.eval()
-    torch.manual_seed(0)
-    binarized = torch.bernoulli(x_test.cpu()).to(x_test.device)
-    scattered = vae.encode(x_test[-SCATTERED:])[0]
+def evaluate(model, x, labels, x_test, test_labels):
+    """Figures on the full test set; `x` and `labels` are the training images'."""
+    model.eval()
+    results = {"test": mean_elbo(model, x_test)}
+    if isinstance(model, VAE):
+        torch.manual_seed(0)
+        binarized = torch.bernoulli(x_test.cpu()).to(x_test.device)
+        both = model.log_likelihood(torch.cat([x_test, binarized])).view(2, -1).mean(1).tolist()
+        results["log_likelihood"], results["log_likelihood_binarized"] = both
+        exact = model.latent_dim == 2
+        results["log_likelihood_method"] = "quadrature" if exact else "importance sampling"
+    else:
+        # A pixel's cross-entropy is lowest where the decoder gives its grey value itself.
+        entropy = F.binary_cross_entropy(x_test, x_test, reduction="none")
+        results["entropy_of_grey_pixels"] = entropy.sum(1).mean().item()
     with fast_matmul():  # neighbours need no last digits, and there are 60,000
-        known = vae.encode(x_train)[0]
-    predicted = nearest_label(known, train_labels, scattered)
-    both = vae.log_likelihood(torch.cat([x_test, binarized])).view(2, -1).mean(1).tolist()
-    results = {
-        "test": mean_elbo(vae, x_test),
-        "log_likelihood": both[0],
-        "log_likelihood_binarized": both[1],
-        "log_likelihood_method": "quadrature" if vae.latent_dim == 2 else "importance sampling",
-        "knn_accuracy": float((predicted == test_labels[-SCATTERED:]).mean()),
-    }
-    return results, scattered.cpu().numpy()
+        known = torch.cat([model.codes(part) for part in x.split(10 * BATCH)])
+    predicted = nearest_label(known, labels, model.codes(x_test[-SCATTERED:]))
+    results["knn_accuracy"] = float((predicted == test_labels[-SCATTERED:]).mean())
+    return results
 
 
 def nearest_label(known, labels, asked, k=NEIGHBOURS):
@@ -298,20 +421,66 @@ def nearest_label(known, labels, asked, k=NEIGHBOURS):
     return np.array([np.bincount(row).argmax() for row in votes])
 
 
-def save_resume(path, settings, vae, optimizers, log):
+@torch.no_grad()
+def snapshot(model, digits):
+    """What the pictures show of the model as it is now."""
+    model.eval()
+    codes = model.codes(torch.cat([digits.x_shown, digits.x_test[-SCATTERED:]]))
+    shown, scattered = codes.tensor_split([len(digits.x_shown)])
+    return {
+        "scattered": scattered.cpu(),
+        "codes": shown.cpu(),
+        "images": model.decode(shown).sigmoid().cpu(),
+    }
+
+
+def draw(model, digits, history, args):
+    """The pictures: {name of the output: the bytes of a PNG file}."""
+    log, trained = history["log"], best_epoch(history["log"]) + 1
+    views = {epochs: view for epochs, view in history["snapshots"].items() if epochs < trained}
+    views[trained] = snapshot(model, digits)
+    views = {
+        epochs: {name: tensor.numpy() for name, tensor in view.items()}
+        for epochs, view in views.items()
+    }
+    labels = digits.test_labels[-SCATTERED:]
+    plane = plots.plane_of(views[trained]["scattered"])
+    which = f"{len(labels)} held-out" if args.data.is_file() else f"the last {len(labels)} test"
+    points = plane.project(views[trained]["scattered"])
+    title = f"Codes of {which} images"
+    pictures = {"scatter": plots.draw_scatter(points, labels, plane, title)}
+    if args.figures:
+        prior = isinstance(model, VAE)
+        grid = plots.manifold_points(1.0 if prior else points.std(0))
+        title = f"Decoded quantiles of the {'prior' if prior else 'codes'}"
+        with torch.no_grad():
+            codes = torch.tensor(plane.codes_at(grid), device=digits.x.device)
+            decoded = model.decode(codes).sigmoid().cpu().numpy()
+        shown = digits.x_shown.cpu().numpy()
+        pictures |= plots.draw_figures(views, labels, shown, plane, log)
+        pictures["manifold"] = plots.draw_manifold(decoded, grid, plane, title)
+    return pictures
+
+
+def examples(labels):
+    """Positions of the first ten images of each digit; if there are fewer, they repeat."""
+    return np.concatenate([np.resize(np.flatnonzero(labels == d), 10) for d in np.unique(labels)])
+
+
+def save_resume(path, settings, model, optimizers, history):
     """All that `restore` needs, in one file, so that a kill between two files does no harm."""
     contents = {
         "format": RESUME_FORMAT,
         "settings": settings,
-        "weights": vae.state_dict(),
+        "weights": model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "log": log,
+        "history": history,
     }
     write_tensors(path, contents)
 
 
-def restore(path, settings, vae, optimizers):
-    """Put weights and optimizer back as they were after the last epoch; return the log."""
+def restore(path, settings, model, optimizers):
+    """Put weights and optimizer back as they were after the last epoch; return the history."""
     saved = read_checkpoint(path, RESUME_FORMAT)
     for name, value in settings.items():
         before = saved.get("settings", {}).get(name)
@@ -321,23 +490,36 @@ def restore(path, settings, vae, optimizers):
                 f"--resume: {path} was made with another {flag} ({before}, not {value})"
             )
     with damage_reported(path):
-        vae.load_state_dict(saved["weights"])
+        model.load_state_dict(saved["weights"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-        return list(saved["log"])
+        return {name: saved["history"][name] for name in ("log", "snapshots", "best")}
 
 
 def format_results(metrics):
     results = metrics["results"]
-    exact = results["log_likelihood_method"] == "quadrature"
-    return (
-        f"test {format_elbo(results['test'])}\n"
-        f"test log p(x) {results['log_likelihood']:.2f} grey-scale, "
-        f"{results['log_likelihood_binarized']:.2f} binarized "
-        f"({'exact' if exact else 'lower bound'}, by {results['log_likelihood_method']})\n"
-        f"k-NN accuracy {results['knn_accuracy']:.3f} of the last {SCATTERED} test codes "
-        f"(k={NEIGHBOURS}, among all training codes)\n"
-        f"took {metrics['total_seconds']:.0f} s, {metrics['training_seconds']:.0f} s in training"
+    lines = [f"test {format_elbo(results['test'])}"]
+    if "log_likelihood" in results:
+        method = results["log_likelihood_method"]
+        lines.append(
+            f"test log p(x) {results['log_likelihood']:.2f} grey-scale, "
+            f"{results['log_likelihood_binarized']:.2f} binarized "
+            f"({'exact' if method == 'quadrature' else 'lower bound'}, by {method})"
+        )
+    else:
+        floor = results["entropy_of_grey_pixels"]
+        lines.append(
+            f"{results['test']['L_tot'] - floor:.2f} nats above {floor:.2f}, the entropy of grey "
+            "pixels, which no model can pass"
+        )
+    return "\n".join(
+        [
+            *lines,
+            f"k-NN accuracy {results['knn_accuracy']:.3f} of the last {SCATTERED} test codes "
+            f"(k={NEIGHBOURS}, among all training codes)",
+            f"took {metrics['total_seconds']:.0f} s, {metrics['training_seconds']:.0f} s "
+            "in training",
+        ]
     )
 
 

@@ -1,4 +1,4 @@
-"""Digits in, files out: read MNIST-format data, write files whole or not at all.
+"""Digits in, files out: read idx files or a table of digits, write files whole or not at all.
 
 Also what both scripts need to answer a mistake with one line instead of a traceback.
 Nothing here imports PyTorch, and torchvision is imported only if MNIST must be downloaded.
@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import tempfile
+import warnings
 import zlib
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import numpy as np
 
 PROJECT = Path(__file__).resolve().parent
 IMAGE_SHAPE = (28, 28)
+COLUMNS = 1 + math.prod(IMAGE_SHAPE)  # of a table of digits: the label and the pixels
 FILES = {  # split: (images, labels), the names that LeCun gave them
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -35,13 +37,16 @@ class InputError(ValueError):
 
 
 def load_digits(path, split):
-    """Read one split of MNIST, or of any data set in its format, from a folder.
+    """Read one split of MNIST, or of any data set in its format, from a folder or a table.
 
-    The folder holds the four canonical idx files, raw or gzip-compressed, flat or in
+    A folder holds the four canonical idx files, raw or gzip-compressed, flat or in
     torchvision's `MNIST/raw/`. If it holds none of the four, torchvision downloads MNIST into it.
+    A table is a text file with one image a line: the label and 784 pixels from 0 to 255 with
+    commas between them, the label first or last, with or without a line of column names. A fifth
+    of each digit, drawn with a fixed seed, is its test split.
 
     Args:
-        path: the folder.
+        path: the folder or the file.
         split: "train" or "test".
 
     Returns:
@@ -52,6 +57,12 @@ def load_digits(path, split):
         InputError: a file is missing, unreadable or not what its name says.
     """
     path = Path(path)
+    if path.is_file():
+        images, labels = _read_table(path)
+        chosen = _held_out(labels) == (split == "test")
+        if not chosen.any():
+            raise InputError(f"{path}: {len(labels)} lines are too few to hold out a fifth")
+        return images[chosen], labels[chosen]
     images_file, labels_file = _find(path, split) or _download(path, split)
     images = _read_idx(images_file, dimensions=3)
     labels = _read_idx(labels_file, dimensions=1).astype(np.int64)
@@ -67,8 +78,6 @@ def load_digits(path, split):
 
 def _find(path, split):
     """The images file and the labels file of a split, or None if the folder has no data at all."""
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: is a file; --data needs the folder that holds the MNIST files")
     for subfolder in SUBFOLDERS:
         found = {
             name: file
@@ -125,6 +134,83 @@ def _idx_shape(path, header, dimensions):
         size = "x".join(map(str, shape[1:]))
         raise InputError(f"{path}: images are {size} pixels, but 28x28 is needed")
     return shape
+
+
+def _read_table(path):
+    """All images uint8 [N, 28, 28] and labels int64 [N] of a table of digits."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            line = file.readline()
+            if "\0" in line:
+                raise InputError(
+                    f"{path}: is not text; --data takes a table, or the idx files' folder"
+                )
+            if not _is_header(line):
+                file.seek(0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # numpy's word on an empty table; ours is below
+                table = np.loadtxt(file, np.uint8, comments=None, delimiter=",", ndmin=2)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path}, {_first_mistake(path)}") from error
+    if table.shape[1] != COLUMNS:
+        raise InputError(f"{path}, {_first_mistake(path)}")
+    column = _label_column(table)
+    labels = table[:, column].astype(np.int64)
+    if labels.max() > 9:
+        raise InputError(f"{path}, {_first_mistake(path, column)}")
+    pixels = np.delete(table, column, axis=1)
+    return pixels.reshape(-1, *IMAGE_SHAPE), labels
+
+
+def _is_header(line):
+    """Column names differ from each other; 785 values from 0 to 255 cannot."""
+    return len({word.strip() for word in line.split(",")}) == COLUMNS
+
+
+def _label_column(table):
+    """The first column or the last: the one that looks more like digits than a corner pixel."""
+
+    def likeness(column):
+        values = table[:, column]
+        return len(np.unique(values[values <= 9])), -np.count_nonzero(values > 9)
+
+    return max((0, COLUMNS - 1), key=likeness)
+
+
+def _first_mistake(path, label_column=None):
+    """Where a table is wrong, and how: only once it is known to be, as this reads slowly."""
+    needed = f"a line needs a label and {COLUMNS - 1} pixels, with commas between them"
+    number = 0
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip() or (number == 1 and _is_header(line)):
+                continue
+            words = [word.strip() for word in line.split(",")]
+            for column, word in enumerate(words[:COLUMNS], start=1):
+                where = f"line {number}, column {column}"
+                if not re.fullmatch(r"\+?[0-9]+", word) or int(word[-9:]) > 255:
+                    return f"{where}: {word[:20]!r} is not a whole number from 0 to 255; {needed}"
+                if column - 1 == label_column and int(word) > 9:
+                    return f"{where}: label {word}, but digits are 0 to 9"
+            if len(words) != COLUMNS:
+                problem = "missing" if len(words) < COLUMNS else "one too many"
+                column = min(len(words), COLUMNS) + 1
+                return f"line {number}, column {column}: {problem}; {needed}"
+    return f"line {number + 1}, column 1: nothing there; {needed}"
+
+
+def _held_out(labels):
+    """True for a fifth of the images of each digit, always the same ones: bool [N]."""
+    rng = np.random.default_rng(0)
+    held_out = np.zeros(len(labels), bool)
+    for digit in range(10):
+        own = rng.permutation(np.flatnonzero(labels == digit))
+        held_out[own[: round(len(own) / 5)]] = True
+    return held_out
 
 
 def _download(path, split):

@@ -44,7 +44,7 @@ def main(argv=None):
         codes = read_codes(args.codes, decoder.latent_dim)
     else:
         generator = torch.Generator().manual_seed(args.seed)
-        codes = torch.randn(args.count, decoder.latent_dim, generator=generator)
+        codes = decoder.sample(torch.randn(args.count, decoder.latent_dim, generator=generator))
     with torch.no_grad():
         images = torch.sigmoid(decoder(codes)).reshape(-1, 28, 28)
     pixels = (images * 255).round().to(torch.uint8).numpy()

@@ -1,4 +1,4 @@
-"""The variational auto-encoder, its exact log-likelihood, and its checkpoints.
+"""The variational auto-encoder, its exact log-likelihood, a plain auto-encoder, and checkpoints.
 
 A Gaussian-latent, Bernoulli-likelihood VAE (Kingma & Welling, "Auto-Encoding Variational Bayes",
 2014): prior p(z) = N(0, I), decoder p(x|z) = prod_i Bernoulli(x_i; sigmoid(decode(z)_i)), encoder
@@ -20,10 +20,12 @@ from torch import nn
 from data import InputError, write_file
 
 PIXELS = 28 * 28
-RADIUS = 4.0  # of the grid of codes; 1.3e-4 of the prior's mass lies beyond
-TILE = 1.0  # side of the squares into which the plane is cut for quadrature
+SIDE = 81  # nodes a side of the grid of codes, a multiple of TILES
+TILES = 9  # a side, into which the plane is cut for quadrature
+ENCODER_WIDTHS = (512, 512, 256)  # hidden layers, image side first
+DECODER_WIDTHS = (256, 256, 256, 256, 512)  # hidden layers, code side first
 BATCH = 1000  # images or codes at a time where memory, not speed, is at stake
-CHECKPOINT_FORMAT = "mnist-vae-1"
+CHECKPOINT_FORMAT = "mnist-auto-encoder-2"
 
 
 class Layer(nn.Linear):
@@ -40,27 +42,12 @@ def mlp(*sizes):
     return nn.Sequential(*layers, nn.Linear(*sizes[-2:]))
 
 
-class Encoder(nn.Module):
-    """Images [N, 784] in [0, 1] -> mean and log-variance of q(z|x), each [N, latent_dim].
-
-    In training it sees pixels drawn from Bernoulli(x): noise that narrows the train-test gap.
-    """
-
-    def __init__(self, latent_dim, widths):
-        super().__init__()
-        self.net = mlp(PIXELS, *widths, 2 * latent_dim)
-
-    def forward(self, x):
-        if self.training:
-            x = torch.bernoulli(x)
-        return self.net(x).chunk(2, dim=1)
-
-
 class Decoder(nn.Module):
     """Codes [N, latent_dim] -> logits of the pixels' Bernoulli means, [N, 784].
 
-    The MLP sees the code and its sines and cosines: a plain MLP learns fine detail in few
-    variables only slowly (Tancik et al. 2020, "Fourier features").
+    The MLP sees each latent variable's place among the quantiles of the prior, so that it
+    has the same room for every share of the prior; and sines and cosines of it, as a plain MLP
+    learns fine detail in few variables only slowly (Tancik et al. 2020, "Fourier features").
     """
 
     FREQUENCIES = (0.5, 1.0)
@@ -70,28 +57,39 @@ class Decoder(nn.Module):
         self.latent_dim = latent_dim
         inputs = latent_dim * (1 + 2 * len(self.FREQUENCIES))
         self.net = mlp(inputs, *widths, PIXELS)
+        # What `sample` draws from: the prior, until an AutoEncoder puts its own codes' spread here.
+        self.register_buffer("mean", torch.zeros(latent_dim))
+        self.register_buffer("factor", torch.eye(latent_dim))
 
     def forward(self, z):
-        waves = [wave(f * z) for f in self.FREQUENCIES for wave in (torch.sin, torch.cos)]
-        return self.net(torch.cat([z, *waves], dim=1))
+        place = 4 * torch.erf(z / math.sqrt(2))
+        waves = [wave(f * place) for f in self.FREQUENCIES for wave in (torch.sin, torch.cos)]
+        return self.net(torch.cat([place, *waves], dim=1))
+
+    def sample(self, noise):
+        """Codes from draws of N(0, I), both [N, latent_dim]."""
+        return self.mean + noise @ self.factor.T
 
 
 class Codebook(NamedTuple):
-    """A square grid of codes and what the decoder makes of each, G nodes a side.
+    """A grid of codes, SIDE x SIDE of the prior's quantiles, and what the decoder makes of each.
 
-    `log_weight` holds all of log p(x, z) that does not depend on x, and the area of a node's cell,
-    so that `x @ logits.T + log_weight` is log p(x, z) dz, and its logsumexp over the nodes is
-    log p(x) of these nodes.
+    Each node stands for the same share of the prior, exp(log_share). `log_normaliser` holds all of
+    log p(x|z) that does not depend on x.
     """
 
-    logits: torch.Tensor  # [G * G, 784]
-    log_weight: torch.Tensor  # [G * G]
-    side: int  # G
-    spacing: float
+    codes: torch.Tensor  # [G, 2]
+    logits: torch.Tensor  # [G, 784]
+    log_normaliser: torch.Tensor  # [G]
+    log_share: float
+
+    def log_likelihood(self, x):
+        """log p(x|z) in nats for images [N, 784] at every node: [N, G]."""
+        return torch.addmm(self.log_normaliser, x, self.logits.T)
 
     def log_joint(self, x):
-        """log p(x, z) dz in nats for images [N, 784] at every node: [N, G * G]."""
-        return torch.addmm(self.log_weight, x, self.logits.T)
+        """log p(x, z) in nats for images [N, 784] at every node: [N, G]."""
+        return torch.addmm(self.log_normaliser + log_standard_normal(self.codes), x, self.logits.T)
 
 
 class VAE(nn.Module):
@@ -114,8 +112,8 @@ class VAE(nn.Module):
         self,
         latent_dim=2,
         encoder=None,
-        encoder_widths=(512, 512, 256),
-        decoder_widths=(256, 256, 256, 256, 512),
+        encoder_widths=ENCODER_WIDTHS,
+        decoder_widths=DECODER_WIDTHS,
     ):
         super().__init__()
         encoder = encoder or ("exact" if latent_dim == 2 else "network")
@@ -128,7 +126,9 @@ class VAE(nn.Module):
             "decoder_widths": list(decoder_widths),
         }
         self.latent_dim = latent_dim
-        self.encoder = Encoder(latent_dim, encoder_widths) if encoder == "network" else None
+        self.encoder = None
+        if encoder == "network":
+            self.encoder = mlp(PIXELS, *encoder_widths, 2 * latent_dim)
         self.decoder = Decoder(latent_dim, decoder_widths)
 
     def decode(self, z):
@@ -146,11 +146,15 @@ class VAE(nn.Module):
             mean, logvar: `[N, latent_dim]` each. The exact encoder's carry no gradient.
         """
         if self.encoder is not None:
-            return self.encoder(x)
+            return self.encoder(x).chunk(2, dim=1)
         codebook = codebook or self.codebook()
         parts = [_fit_posterior(part, codebook) for part in x.split(BATCH)]
         mean, variance = (torch.cat(part) for part in zip(*parts, strict=True))
         return mean, variance.log()
+
+    def codes(self, x, codebook=None):
+        """The mean of q(z|x) as the code of each image: [N, latent_dim]; arguments as `encode`."""
+        return self.encode(x, codebook)[0]
 
     def elbo(self, x, codebook=None):
         """The two terms of the evidence lower bound, with one sample of q(z|x) per image.
@@ -169,61 +173,56 @@ class VAE(nn.Module):
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1)
         return log_bernoulli(x, self.decode(z)), divergence
 
+    def codebook(self, side=SIDE):
+        """Decode a grid of side x side codes, each at the middle of an equal share of the prior."""
+        quantiles = (torch.arange(side) + 0.5) / side
+        return self._decoded(quantiles, quantiles, side)
+
     @torch.no_grad()
-    def codebook(self, spacing=0.1):
-        """Decode a grid of codes `spacing` apart, from -RADIUS to RADIUS in both directions."""
-        side = 2 * round(RADIUS / spacing) + 1
+    def _decoded(self, rows, columns, side):
+        """The part of a grid of side x side codes that lies at these quantiles of the prior."""
         device = next(self.parameters()).device
-        axis = spacing * (torch.arange(side, device=device) - side // 2)
-        return self._decoded(torch.cartesian_prod(axis, axis), spacing)
-
-    def _decoded(self, codes, spacing):
+        codes = torch.special.ndtri(torch.cartesian_prod(rows, columns)).to(device)
         logits = torch.cat([self.decode(part) for part in codes.split(BATCH)])
-        log_weight = torch.cat([-F.softplus(part).sum(1) for part in logits.split(BATCH)])
-        log_weight += log_standard_normal(codes) + 2 * math.log(spacing)
-        return Codebook(logits, log_weight, math.isqrt(len(codes)), spacing)
+        log_normaliser = torch.cat([-F.softplus(part).sum(1) for part in logits.split(BATCH)])
+        return Codebook(codes, logits, log_normaliser, -2 * math.log(side))
 
     @torch.no_grad()
-    def log_likelihood(self, x, spacing=0.025, samples=200):
+    def log_likelihood(self, x, side=4 * SIDE, samples=200):
         """log p(x) in nats per image, `[N]`, for images `[N, 784]` in [0, 1].
 
         With two latent variables the integral over the prior is done by quadrature on a grid of
-        codes `spacing` apart; halve it to see that it has converged. Otherwise `samples`
-        importance samples from the encoder bound it from below (IWAE: Burda, Grosse &
-        Salakhutdinov 2016, equation 8).
+        side x side codes, `side` being a multiple of 9; double it to see that it has converged.
+        Otherwise `samples` importance samples from the encoder bound it from below (IWAE: Burda,
+        Grosse & Salakhutdinov 2016, equation 8).
         """
         if self.latent_dim == 2:
-            return self._integrate(x, spacing)
+            return self._integrate(x, side)
         return torch.cat([self._importance_sampled(part, samples) for part in x.split(BATCH)])
 
-    def _integrate(self, x, spacing):
+    def _integrate(self, x, side):
         """log p(x) by the midpoint rule, tile by tile, each for the images that it matters to.
 
-        The error for a smooth function that vanishes at the border falls exponentially with the
-        spacing (Trefethen & Weideman, SIAM Review 2014). A tile is passed over for an image if a
-        coarse grid stays 100 nats below that image's best there: far more than a peak that falls
-        between its nodes can hide.
+        Over the prior's quantiles the integral is one over the unit square, and the decoder a
+        smooth function of them. A tile is passed over for an image if a coarse grid stays 100 nats
+        below that image's best there: far more than a peak that falls between its nodes can hide.
         """
         coarse = self.codebook()
-        step = round(TILE / coarse.spacing)
-        highest = torch.cat(
-            [
-                F.max_pool2d(
-                    coarse.log_joint(part).view(-1, 1, coarse.side, coarse.side), step + 1, step
-                )
-                for part in x.split(BATCH)
-            ]
-        )  # [N, 1, tiles, tiles]
-        matters = (highest > highest.amax((2, 3), keepdim=True) - 100)[:, 0]
+        coarse_side = math.isqrt(len(coarse.codes))
+        step, nodes = coarse_side // TILES, side // TILES
+        grids = [
+            coarse.log_likelihood(part).view(-1, 1, coarse_side, coarse_side)
+            for part in x.split(BATCH)
+        ]
+        highest = torch.cat([F.max_pool2d(grid, step + 2, step, padding=1) for grid in grids])
+        matters = (highest > highest.amax((2, 3), keepdim=True) - 100)[:, 0]  # [N, TILES, TILES]
         total = x.new_full((len(x),), -math.inf)
-        nodes = round(TILE / spacing)
-        inside = TILE * (torch.arange(nodes, device=x.device) + 0.5) / nodes
-        for row, column in torch.cartesian_prod(*2 * [torch.arange(matters.shape[1])]):
+        inside = (torch.arange(nodes) + 0.5) / nodes
+        for row, column in torch.cartesian_prod(*2 * [torch.arange(TILES)]):
             own = matters[:, row, column].nonzero()[:, 0]
-            codes = torch.cartesian_prod(row * TILE + inside, column * TILE + inside) - RADIUS
-            tile = self._decoded(codes, TILE / nodes)
+            tile = self._decoded((row + inside) / TILES, (column + inside) / TILES, nodes * TILES)
             for images in own.split(BATCH):
-                part = _logsumexp(tile.log_joint(x[images]))
+                part = _logsumexp(tile.log_likelihood(x[images])) + tile.log_share
                 total[images] = total[images].logaddexp(part)
         return total
 
@@ -236,6 +235,56 @@ class VAE(nn.Module):
             log_q = log_standard_normal(noise) - 0.5 * logvar.sum(1)
             log_ratios.append(log_bernoulli(x, self.decode(z)) + log_standard_normal(z) - log_q)
         return torch.stack(log_ratios).logsumexp(0) - math.log(samples)
+
+
+class AutoEncoder(nn.Module):
+    """A deterministic auto-encoder: the VAE's encoder network and decoder, without a prior.
+
+    Args:
+        latent_dim, encoder_widths, decoder_widths: as for `VAE`.
+    """
+
+    def __init__(self, latent_dim=2, encoder_widths=ENCODER_WIDTHS, decoder_widths=DECODER_WIDTHS):
+        super().__init__()
+        self.config = {
+            "latent_dim": latent_dim,
+            "encoder_widths": list(encoder_widths),
+            "decoder_widths": list(decoder_widths),
+        }
+        self.latent_dim = latent_dim
+        self.encoder = mlp(PIXELS, *encoder_widths, latent_dim)
+        self.decoder = Decoder(latent_dim, decoder_widths)
+
+    def encode(self, x):
+        """Codes [N, latent_dim] of images [N, 784] in [0, 1]."""
+        return self.encoder(x)
+
+    def decode(self, z):
+        """Logits [N, 784] of the pixels for codes [N, latent_dim]; their sigmoid is the image."""
+        return self.decoder(z)
+
+    def codes(self, x, codebook=None):
+        """As `encode`; there is never a codebook."""
+        return self.encode(x)
+
+    def elbo(self, x, codebook=None):
+        """As the VAE's: minus the binary cross-entropy in nats, `[N]`, and a divergence of 0."""
+        return log_bernoulli(x, self.decode(self.encode(x))), x.new_zeros(len(x))
+
+    @torch.no_grad()
+    def fit_samples(self, x):
+        """Let the decoder sample from the Gaussian that fits the codes of these images [N, 784].
+
+        Without a prior, this is what tells a code that the decoder has met from any other.
+        """
+        codes = torch.cat([self.encode(part) for part in x.split(BATCH)]).double()
+        centred = codes - codes.mean(0)
+        variances, axes = torch.linalg.eigh(centred.T @ centred / len(x))
+        self.decoder.mean.copy_(codes.mean(0))
+        self.decoder.factor.copy_(axes * variances.clamp_min(0).sqrt())
+
+
+MODELS = {"vae": VAE, "ae": AutoEncoder}  # as --model and checkpoints name them
 
 
 def log_bernoulli(x, logits):
@@ -257,22 +306,22 @@ def _logsumexp(values):
 def _fit_posterior(x, codebook):
     """The Gaussian at the posterior's highest peak: mean and variance, [N, 2] each.
 
-    Laplace's approximation (MacKay 2003, chapter 27) by central differences: from the node with
-    the highest log p(x, z), one Newton step to the peak. The factorised Gaussian closest to it
-    keeps the diagonal of its precision (Bishop 2006, equation 10.12).
+    Laplace's approximation (MacKay 2003, chapter 27) by central differences: from the node with the
+    highest log p(x, z), one Newton step to the peak. The factorised Gaussian closest to it keeps
+    the diagonal of its precision (Bishop 2006, equation 10.12).
     """
-    side, spacing = codebook.side, codebook.spacing
+    side = math.isqrt(len(codebook.codes))
     log_joint = codebook.log_joint(x)
-    node = log_joint.max(1).indices
-    row, column = (node // side).clamp(1, side - 2), (node % side).clamp(1, side - 2)
+    best = log_joint.max(1).indices
+    best = torch.stack([best // side, best % side], 1)
+    row, column = centre = best.clamp(1, side - 2).T
     offset = torch.arange(-1, 2, device=x.device)
     around = (row * side + column)[:, None] + (side * offset[:, None] + offset).flatten()
-    (top_left, top, top_right), (left, centre, right), (bottom_left, bottom, bottom_right) = (
+    (top_left, top, top_right), (left, middle, right), (bottom_left, bottom, bottom_right) = (
         log_joint.gather(1, around).T.unflatten(0, (3, 3))
     )
-    # Precision per squared node; it includes the prior's, which is spacing^2.
-    rows = (2 * centre - top - bottom).clamp_min(spacing**2)
-    columns = (2 * centre - left - right).clamp_min(spacing**2)
+    rows = (2 * middle - top - bottom).clamp_min(1e-3)  # precision, per squared node
+    columns = (2 * middle - left - right).clamp_min(1e-3)
     cross = (top_right + bottom_left - top_left - bottom_right) / 4
     limit = 0.9 * (rows * columns).sqrt()  # keeps the matrix positive definite
     cross = cross.clamp(-limit, limit)
@@ -280,23 +329,26 @@ def _fit_posterior(x, codebook):
     determinant = rows * columns - cross.square()
     step_rows = (columns * slope_rows - cross * slope_columns) / determinant
     step_columns = (rows * slope_columns - cross * slope_rows) / determinant
-    step = torch.stack([step_rows, step_columns], 1).clamp(-0.6, 0.6)  # the node is the nearest
-    peak = torch.stack([row, column], 1) + step
-    variance = spacing**2 / torch.stack([rows, columns], 1)
-    return (peak - side // 2) * spacing, variance
+    peak = centre.T + torch.stack([step_rows, step_columns], 1)
+    peak = peak.clamp(best - 0.45, best + 0.45)  # the best node is the nearest
+    mean = torch.special.ndtri((peak + 0.5) / side)
+    slope = (0.5 * mean.square()).exp() * math.sqrt(2 * math.pi) / side  # of the mean, per node
+    variance = slope.square() / torch.stack([rows, columns], 1)
+    return mean, variance.clamp_max(1)  # no wider than the prior
 
 
-def save_checkpoint(path, vae, **metadata):
-    """Write a VAE's weights, its sizes and `metadata` (what JSON can hold).
+def save_checkpoint(path, model, **metadata):
+    """Write the weights and sizes of a VAE or an AutoEncoder, and `metadata` (what JSON can hold).
 
     Raises:
         InputError: the file cannot be written.
     """
     contents = {
         "format": CHECKPOINT_FORMAT,
-        "config": vae.config,
+        "model": next(name for name, kind in MODELS.items() if isinstance(model, kind)),
+        "config": model.config,
         "metadata": json.loads(json.dumps(metadata)),  # plain types: all that weights_only reads
-        "weights": {name: weight.cpu() for name, weight in vae.state_dict().items()},
+        "weights": {name: weight.cpu() for name, weight in model.state_dict().items()},
     }
     write_tensors(path, contents)
 
@@ -309,7 +361,7 @@ def write_tensors(path, contents):
 
 
 def load_checkpoint(path):
-    """Rebuild the VAE that `save_checkpoint` wrote, on the CPU, in evaluation mode.
+    """Rebuild the model that `save_checkpoint` wrote, on the CPU, in evaluation mode.
 
     What was saved beside the weights is in its `metadata`. No code in the file is ever run.
 
@@ -318,9 +370,9 @@ def load_checkpoint(path):
     """
     contents = read_checkpoint(path)
     with damage_reported(path):
-        vae = _build(VAE, contents["config"], contents["weights"])
-        vae.metadata = contents["metadata"]
-    return vae
+        model = _build(MODELS[contents["model"]], contents["config"], contents["weights"])
+        model.metadata = contents["metadata"]
+    return model
 
 
 def load_decoder(path):

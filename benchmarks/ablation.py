@@ -29,8 +29,13 @@ from models import VAE
 EPOCHS, TRAINED = 10, 55_000
 
 
-def coarser(vae, spacing=0.2, codebook=VAE.codebook):
-    return codebook(vae, spacing)
+def coarser(vae, side=45, codebook=VAE.codebook):
+    return codebook(vae, side)
+
+
+def plain_code(decoder, z):
+    waves = [wave(f * z) for f in decoder.FREQUENCIES for wave in (torch.sin, torch.cos)]
+    return decoder.net(torch.cat([z, *waves], dim=1))
 
 
 def adam_only(vae):
@@ -48,7 +53,13 @@ def with_layernorm(layer, h):
 
 NO_SKIP = (models.Layer, "forward", without_skip)
 RELU = (models.F, "gelu", F.relu)
-MANY = (auto_encoder, "VAE", partial(VAE, latent_dim=20))
+NO_DECAY = {"exact": 0.0, "network": 0.0}
+
+
+def latents(number):
+    return (auto_encoder, "VAE", partial(VAE, latent_dim=number))
+
+
 VARIANTS = {  # name: what stands in for attributes of modules and classes
     "default": [],
     "encoder network": [(auto_encoder, "VAE", partial(VAE, encoder="network"))],
@@ -56,15 +67,17 @@ VARIANTS = {  # name: what stands in for attributes of modules and classes
     "float32 products": [(torch, "set_float32_matmul_precision", lambda precision: None)],
     "grid twice as coarse": [(VAE, "codebook", coarser)],
     "one codebook an epoch": [(auto_encoder, "REFRESH", 10**9)],
+    "decoder sees codes, not quantiles": [(models.Decoder, "forward", plain_code)],
     "no sines and cosines": [(models.Decoder, "FREQUENCIES", ())],
     "sines and cosines to 4 z": [(models.Decoder, "FREQUENCIES", (0.5, 1.0, 2.0, 4.0))],
     "constant learning rate": [(auto_encoder, "learning_rate", lambda progress, highest: highest)],
     "no skip connections": [NO_SKIP],
     "ReLU for GELU": [RELU],
     "LayerNorm added": [(models.Layer, "forward", with_layernorm)],
-    "20 latents": [MANY],
-    "20 latents, no skip connections": [MANY, NO_SKIP],
-    "20 latents, ReLU for GELU": [MANY, RELU],
+    **{f"{number} latents": [latents(number)] for number in (5, 10, 15, 20, 30, 50)},
+    "20 latents, no skip connections": [latents(20), NO_SKIP],
+    "20 latents, ReLU for GELU": [latents(20), RELU],
+    "20 latents, no weight decay": [latents(20), (auto_encoder, "WEIGHT_DECAYS", NO_DECAY)],
 }
 
 
@@ -72,15 +85,16 @@ def run_variant(images, labels):
     """Train, and give the figures on the validation split."""
     x = auto_encoder.as_input(images, torch.device("cpu"))
     train, held_out = x[:TRAINED], x[TRAINED:]
-    settings = {"seed": 0, "epochs": EPOCHS, "batch_size": 256, "lr": 5e-3}
     torch.manual_seed(0)
     vae = auto_encoder.VAE()
+    lr = auto_encoder.LEARNING_RATES[vae.config["encoder"]]
+    settings = {"seed": 0, "epochs": EPOCHS, "batch_size": 256, "lr": lr}
     optimizers = auto_encoder.make_optimizers(vae)
     started = time.perf_counter()
     for epoch in range(EPOCHS):
-        auto_encoder.train_epoch(vae, optimizers, train, held_out[:1], epoch, settings)
+        auto_encoder.train_epoch(vae, optimizers, train, {}, epoch, settings)
     seconds = time.perf_counter() - started
-    results, _ = auto_encoder.evaluate(vae, train, labels[:TRAINED], held_out, labels[TRAINED:])
+    results = auto_encoder.evaluate(vae, train, labels[:TRAINED], held_out, labels[TRAINED:])
     return {
         "L_tot": round(results["test"]["L_tot"], 2),
         "log_likelihood_binarized": round(results["log_likelihood_binarized"], 2),

@@ -58,7 +58,7 @@ def seconds_of(function, repeat):
 
 def matrix_products(vae, batch):
     """(rows, inner, columns, how often) of the products in one training step, Muon's included."""
-    nodes = vae.codebook().side ** 2
+    nodes = len(vae.codebook().codes)
     products = [(batch, PIXELS, nodes, 1)]  # the images against the codebook
     layers = [layer for layer in vae.decoder.net if isinstance(layer, torch.nn.Linear)]
     for layer in layers:
@@ -87,9 +87,9 @@ def share_of_the_floor(batch=256, steps=200):
     vae = VAE()
     optimizers = auto_encoder.make_optimizers(vae)
     settings = {"seed": 0, "batch_size": batch, "epochs": 2, "lr": 1e-3}
-    auto_encoder.train_epoch(vae, optimizers, x[: 20 * batch], x[:1], 0, settings)
+    auto_encoder.train_epoch(vae, optimizers, x[: 20 * batch], {}, 0, settings)
     started = time.perf_counter()
-    auto_encoder.train_epoch(vae, optimizers, x, x[:1], 1, settings)
+    auto_encoder.train_epoch(vae, optimizers, x, {}, 1, settings)
     step = (time.perf_counter() - started) / steps
 
     def floor():
@@ -111,7 +111,10 @@ def main():
     epochs, _, _ = run_script(PROJECT / "benchmarks/conventional.py")
     theirs, target = epochs[-1]
     with tempfile.TemporaryDirectory() as folder:
-        outputs = ["--checkpoint", f"{folder}/vae.pt", "--scatter", f"{folder}/encoder.png"]
+        names = {"checkpoint": "vae.pt", "scatter": "encoder.png", "figures": "figures"}
+        outputs = [
+            part for flag, name in names.items() for part in (f"--{flag}", f"{folder}/{name}")
+        ]
         print("auto_encoder.py --epochs 2")
         epochs, whole, memory = run_script(PROJECT / "auto_encoder.py", "--epochs", 2, *outputs)
     ours = next(seconds for seconds, figure in epochs if figure <= target)

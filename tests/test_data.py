@@ -83,6 +83,101 @@ def test_layouts(folder, mnist, tmp_path, layout, compressed):
     assert np.array_equal(labels, mnist.test_labels[:20])
 
 
+def table_of(images, labels, label="first"):
+    """The lines of a table of digits."""
+    columns = [labels[:, None], images.reshape(len(images), 784)]
+    rows = np.hstack(columns if label == "first" else columns[::-1])
+    return [",".join(map(str, row)) for row in rows]
+
+
+def write_lines(path, lines):
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
+HEADERS = {
+    "none": [],
+    "names": [",".join(["label", *(f"pixel{n}" for n in range(784))])],
+    "numbers": [",".join(map(str, range(785)))],
+}
+
+
+@pytest.mark.parametrize("label", ["first", "last"])
+@pytest.mark.parametrize("header", HEADERS)
+def test_table(tmp_path, mnist, label, header):
+    """Every image is in one of the two splits with its own label; a fifth of each digit in test."""
+    images, labels = mnist.train_images[:500], mnist.train_labels[:500]
+    path = write_lines(tmp_path / "a.csv", HEADERS[header] + table_of(images, labels, label))
+    train, test = load_digits(path, "train"), load_digits(path, "test")
+    whole = {(image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)}
+    for part_images, part_labels in (train, test):
+        assert part_images.dtype == np.uint8
+        assert part_labels.dtype == np.int64
+        assert part_images.shape[1:] == (28, 28)
+    both = [*zip(*train, strict=True), *zip(*test, strict=True)]
+    assert len(both) == 500
+    assert {(image.tobytes(), int(label)) for image, label in both} == whole
+    for digit in range(10):
+        assert abs((test[1] == digit).sum() - (labels == digit).sum() / 5) <= 0.5
+    assert np.array_equal(load_digits(path, "test")[0], test[0])
+
+
+def test_table_of_fashion_like_images(tmp_path):
+    """Corner pixels that are not empty do not pass for labels."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (100, 28, 28))
+    images[:, -1, -1] = rng.integers(0, 15, 100)
+    labels = rng.integers(0, 10, 100)
+    for label in ("first", "last"):
+        path = write_lines(tmp_path / "a.csv", table_of(images, labels, label))
+        read = np.concatenate([load_digits(path, split)[1] for split in ("train", "test")])
+        assert np.array_equal(np.bincount(read), np.bincount(labels))
+
+
+def spoilt_table(lines):
+    """Ways to spoil a table: name -> (new lines, line and column of the mistake)."""
+
+    def changed(number, old, new):
+        line = lines[number - 1]
+        assert old in line
+        return [*lines[: number - 1], line.replace(old, new, 1), *lines[number:]]
+
+    return {
+        "empty": ([], 1, 1),
+        "names alone": (HEADERS["names"], 2, 1),
+        "blank lines alone": (["", "", ""], 4, 1),
+        "too short": ([*lines[:6], lines[6].rpartition(",")[0]], 7, 785),
+        "too long": ([*lines[:6], lines[6] + ",0", lines[7]], 7, 786),
+        "all too short": ([line.rpartition(",")[0] for line in lines], 1, 785),
+        "a word": (changed(9, ",0,", ",ink,"), 9, 2),
+        "a fraction": (changed(9, ",0,", ",0.5,"), 9, 2),
+        "nothing": (changed(9, ",0,", ",,"), 9, 2),
+        "256": (changed(9, ",0,", ",256,"), 9, 2),
+        "minus one": (changed(9, ",0,", ",-1,"), 9, 2),
+        "many digits": (changed(9, ",0,", f",{'9' * 10_000},"), 9, 2),
+        "semicolons": ([line.replace(",", ";") for line in lines], 1, 1),
+        "label 10": (["10" + line[1:] if n == 4 else line for n, line in enumerate(lines)], 5, 1),
+    }
+
+
+@pytest.mark.parametrize("kind", spoilt_table([",0," * 9] * 9))
+def test_spoilt_table(tmp_path, mnist, kind):
+    lines = table_of(mnist.train_images[:40], mnist.train_labels[:40])
+    lines, line, column = spoilt_table(lines)[kind]
+    path = write_lines(tmp_path / "a.csv", lines)
+    with pytest.raises(InputError) as caught:
+        load_digits(path, "train")
+    assert f"{path}, line {line}, column {column}: " in str(caught.value)
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+
+
+def test_table_with_one_image(tmp_path, mnist):
+    path = write_lines(tmp_path / "a.csv", table_of(mnist.train_images[:1], mnist.train_labels[:1]))
+    with pytest.raises(InputError, match="too few"):
+        load_digits(path, "test")
+
+
 def spoil(content):
     """Ways to spoil the images file: name -> (new content, what the complaint must say)."""
     header, body = content[:16], content[16:]
@@ -154,7 +249,7 @@ def test_one_file_missing_is_not_made_up_for_by_a_download(folder):
 
 
 def test_data_is_a_file(folder):
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(InputError, match="is not text"):
         load_digits(folder / IMAGES, "train")
 
 

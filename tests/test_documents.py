@@ -22,6 +22,9 @@ def read_json(name):
 DEFAULT = read_json("checkpoints/vae.json")
 SEEDS = [DEFAULT, *(read_json(f"benchmarks/runs/seed{seed}.json") for seed in (1, 2))]
 NETWORK = read_json("benchmarks/runs/network.json")
+EPOCHS60 = read_json("benchmarks/runs/epochs60.json")
+LATENT20 = [read_json(f"benchmarks/runs/latent20{end}.json") for end in ("", "_seed1", "_seed2")]
+AE32 = [read_json(f"benchmarks/runs/ae32{end}.json") for end in ("", "_seed1", "_seed2")]
 ROWS = {  # what a row of the results starts with: the figure of a run, its decimals
     "L_tot": (lambda run: run["results"]["test"]["L_tot"], 2),
     "L_likelihood": (lambda run: run["results"]["test"]["L_likelihood"], 2),
@@ -56,7 +59,53 @@ def test_results_tables(start):
 def test_runs_differ_only_as_said():
     for seed, run in enumerate(SEEDS):
         assert run["settings"] == DEFAULT["settings"] | {"seed": seed}
-    assert NETWORK["settings"] == DEFAULT["settings"] | {"encoder": "network"}
+    network = {"encoder": "network", "lr": 3e-3}
+    assert NETWORK["settings"] == DEFAULT["settings"] | network
+    assert EPOCHS60["settings"] == DEFAULT["settings"] | {"epochs": 60}
+    for seed in range(3):
+        changed = {"latent_dim": 20, "seed": seed} | network
+        assert LATENT20[seed]["settings"] == DEFAULT["settings"] | changed
+        changed |= {"model": "ae", "latent_dim": 32}
+        assert AE32[seed]["settings"] == DEFAULT["settings"] | changed
+
+
+def mean_and_deviation(runs):
+    figures = [run["results"]["test"]["L_tot"] for run in runs]
+    return f"{mean(figures):.2f} ± {stdev(figures):.2f}"
+
+
+def test_other_models():
+    text = " ".join(README.split())
+    for run, epochs in ((EPOCHS60, (0, 1, 59)), (LATENT20[0], (0, 1, 19))):
+        for epoch in epochs:
+            figures = run["log"][epoch]["train"].items()
+            line = " ".join(f"{name} {figure:.2f}" for name, figure in figures)
+            assert f" epoch {epoch}: {line}\n" in README
+    assert (
+        f"ours end at {EPOCHS60['results']['test']['L_tot']:.2f} (sixty epochs, two latents) and "
+        f"{mean_and_deviation(LATENT20)} (20 latents"
+    ) in text
+    latents = {
+        name.split()[0]: figures["L_tot"]
+        for name, figures in read_json("benchmarks/ablation.json").items()
+        if name.endswith("latents")
+    }
+    assert f"{min(latents, key=latents.get)} do best" in text
+
+
+def test_plain_auto_encoders():
+    recipe = read_json("benchmarks/recipe.json")
+    floor = AE32[0]["results"]["entropy_of_grey_pixels"]
+    ours = mean(run["results"]["test"]["L_tot"] for run in AE32)
+    for start, nats, figure in (
+        ("a published recipe", recipe["recipe"]["nats"], None),
+        ("ours on the same", recipe["ours"]["nats"], None),
+        ("ours on the 60,000", ours, mean_and_deviation(AE32)),
+        ("the entropy", floor, None),
+    ):
+        (line,) = (line for line in README.splitlines() if line.startswith(f"| {start}"))
+        assert line.endswith(f" | {figure or format(nats, '.2f')} | {nats / 784:.4f} |")
+    assert f"{ours - floor:.2f} nats above the floor" in " ".join(README.split())
 
 
 def test_log_lines():
@@ -91,10 +140,10 @@ def test_speed_and_convergence():
     ):
         assert quoted in text
     grids = {
-        grid["spacing"]: grid["log_likelihood"] for grid in read_json("benchmarks/quadrature.json")
+        grid["side"]: grid["log_likelihood"] for grid in read_json("benchmarks/quadrature.json")
     }
-    assert f"by {abs(grids[0.025] - grids[0.0125]):.4f} nats" in text
-    assert grids[0.025] == pytest.approx(DEFAULT["results"]["log_likelihood"], abs=1e-3)
+    assert f"by {abs(grids[324] - grids[648]):.4f} nats" in text
+    assert grids[324] == pytest.approx(DEFAULT["results"]["log_likelihood"], abs=1e-3)
 
 
 def test_prose():

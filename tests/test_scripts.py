@@ -1,7 +1,6 @@
 """The two scripts, in this process and as commands, on real MNIST slices."""
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -9,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -24,8 +22,9 @@ from data import load_digits
 from models import VAE, load_checkpoint, save_checkpoint
 
 LINE = re.compile(
-    r"epoch (\d+): L_tot ([\d.]+) L_likelihood -([\d.]+) L_divergence ([\d.]+) "
-    r"\| test L_tot ([\d.]+) L_likelihood -([\d.]+) L_divergence ([\d.]+)"
+    r"epoch (\d+): L_tot ([\d.]+) L_likelihood -([\d.]+) L_divergence ([\d.]+)"
+    r"(?: \| validation L_tot [\d.]+ L_likelihood -[\d.]+ L_divergence [\d.]+)?"
+    r" \| test L_tot ([\d.]+) L_likelihood -([\d.]+) L_divergence ([\d.]+)"
 )
 
 
@@ -39,14 +38,16 @@ def flags(folder, small_mnist, **changed):
         **changed,
     }
     pairs = [(f"--{name.replace('_', '-')}", value) for name, value in values.items()]
-    return [part for pair in pairs for part in pair]
+    drawing = [] if "figures" in changed else ["--no-figures"]
+    return [*(part for pair in pairs for part in pair), *drawing]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, small_mnist):
     """The folder of a finished run of two epochs, by the real command line."""
     folder = tmp_path_factory.mktemp("trained")
-    result = command("auto_encoder.py", *flags(folder, small_mnist), cwd=folder)
+    arguments = flags(folder, small_mnist, figures=folder / "figures")
+    result = command("auto_encoder.py", *arguments, cwd=folder)
     assert result.returncode == 0, result.stderr
     (folder / "stdout").write_text(result.stdout)
     (folder / "stderr").write_text(result.stderr)
@@ -55,7 +56,8 @@ def trained(tmp_path_factory, small_mnist):
 
 def digests(folder):
     names = ("vae.pt", "encoder.png")
-    return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names]
+    files = [folder / name for name in names] + sorted((folder / "figures").glob("*.png"))
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
 
 def test_log_and_metrics(trained):
@@ -72,7 +74,8 @@ def test_log_and_metrics(trained):
     assert lines[2].startswith("test L_tot")
     assert "log p(x)" in lines[3]
     assert "k-NN accuracy" in lines[4]
-    assert all(str(trained / name) in lines[-1] for name in ("vae.pt", "vae.json", "encoder.png"))
+    for name in ("vae.pt", "vae.json", "encoder.png", "figures"):
+        assert str(trained / name) in lines[-1]
     assert (trained / "stderr").read_text() == ""  # no bar without a terminal
     assert metrics["results"]["test"]["L_tot"] < metrics["log"][0]["test"]["L_tot"]
 
@@ -121,35 +124,44 @@ def test_shipped_results_are_those_of_the_shipped_model(mnist):
 
 def test_same_seed_same_bytes(tmp_path, tiny_mnist, call):
     def train(name, seed):
-        assert call(auto_encoder, *flags(tmp_path / name, tiny_mnist, seed=seed)).status == 0
-        return digests(tmp_path / name)
+        folder = tmp_path / name
+        arguments = flags(folder, tiny_mnist, seed=seed, figures=folder / "figures")
+        assert call(auto_encoder, *arguments).status == 0
+        return digests(folder)
 
     first = train("a", 0)
+    assert len(first) == 7
     assert train("b", 0) == first
     assert all(mine != theirs for mine, theirs in zip(train("c", 1), first, strict=True))
 
 
-@pytest.mark.parametrize("latent_dim", [2, 5])
-def test_resume_equals_an_unbroken_run(tmp_path, tiny_mnist, call, monkeypatch, latent_dim):
+@pytest.mark.parametrize(
+    "options", [{}, {"latent_dim": 5, "validation": 50}, {"model": "ae", "latent_dim": 3}]
+)
+def test_resume_equals_an_unbroken_run(tmp_path, tiny_mnist, call, monkeypatch, options):
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    options = {"epochs": 3, "latent_dim": latent_dim, "batch_size": 200}
-    assert call(auto_encoder, *flags(unbroken, tiny_mnist, **options)).status == 0
+
+    def arguments(folder):
+        quick = {"epochs": 3, "batch_size": 200, "figures": folder / "figures"}
+        return flags(folder, tiny_mnist, **quick, **options)
+
+    assert call(auto_encoder, *arguments(unbroken)).status == 0
 
     train_epoch = auto_encoder.train_epoch
 
-    def interrupted(vae, optimizer, x, x_test, epoch, settings):
+    def interrupted(model, optimizers, x, watched, epoch, settings):
         if epoch == 1:
-            train_epoch(vae, optimizer, x[:400], x_test, epoch, settings)
+            train_epoch(model, optimizers, x[:400], watched, epoch, settings)
             raise KeyboardInterrupt
-        return train_epoch(vae, optimizer, x, x_test, epoch, settings)
+        return train_epoch(model, optimizers, x, watched, epoch, settings)
 
     with monkeypatch.context() as patched:
         patched.setattr(auto_encoder, "train_epoch", interrupted)
-        result = call(auto_encoder, *flags(broken, tiny_mnist, **options))
+        result = call(auto_encoder, *arguments(broken))
     assert result.status == 130
     assert "--resume" in result.stderr
     assert load_checkpoint(broken / "vae.pt").metadata["epochs"] == 1
-    resumed = call(auto_encoder, *flags(broken, tiny_mnist, **options), "--resume")
+    resumed = call(auto_encoder, *arguments(broken), "--resume")
     assert resumed.status == 0
     assert resumed.stdout.startswith("epoch 1:")
     assert digests(broken) == digests(unbroken)
@@ -165,7 +177,6 @@ def test_control_c(tmp_path, tiny_mnist):
         text=True,
     )
     assert process.stdout.readline().startswith("epoch 0:")
-    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -173,11 +184,13 @@ def test_control_c(tmp_path, tiny_mnist):
     epochs = load_checkpoint(tmp_path / "vae.pt").metadata["epochs"]
     assert 1 <= epochs < 500
     assert len(json.loads((tmp_path / "vae.json").read_text())["log"]) in (epochs, epochs - 1)
+    saved = re.search(r"after (\d+) epochs; they are saved", stderr)
+    assert epochs - int(saved[1]) in (0, 1)
 
 
 def test_resume_refuses_another_run(trained, tmp_path, small_mnist, call):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    for flag, value in (("batch_size", 7), ("seed", 3), ("latent_dim", 4)):
+    for flag, value in (("batch_size", 7), ("seed", 3), ("latent_dim", 4), ("model", "ae")):
         result = call(auto_encoder, *flags(tmp_path, small_mnist, **{flag: value}), "--resume")
         assert_one_line(result, "--resume", "--" + flag.replace("_", "-"))
     (tmp_path / "vae.resume.pt").unlink()
@@ -197,6 +210,9 @@ BAD_TRAINING = [
     ("--threads", "0"),
     ("--device", "tpu"),
     ("--encoder", "magic"),
+    ("--model", "gan"),
+    ("--validation", "300"),
+    ("--patience", "2"),
     ("--data", "no/such/folder"),
     ("--colour", "red"),
 ]
@@ -216,12 +232,14 @@ def test_device_that_is_not_there(tmp_path, tiny_mnist, call):
     assert_one_line(result, "--device cuda")
 
 
-def test_exact_encoder_flag_needs_two_latents(tmp_path, tiny_mnist, call):
+def test_encoder_flag_that_does_not_fit_the_model(tmp_path, tiny_mnist, call):
     result = call(auto_encoder, *flags(tmp_path, tiny_mnist, latent_dim=3, encoder="exact"))
     assert_one_line(result, "--encoder exact", "--latent-dim")
+    result = call(auto_encoder, *flags(tmp_path, tiny_mnist, model="ae", encoder="exact"))
+    assert_one_line(result, "--encoder", "--model vae")
 
 
-@pytest.mark.parametrize("flag", ["checkpoint", "scatter"])
+@pytest.mark.parametrize("flag", ["checkpoint", "scatter", "figures"])
 @pytest.mark.parametrize("kind", ["a folder", "under a file"])
 def test_unwritable_outputs_are_found_before_training(
     tmp_path, tiny_mnist, call, monkeypatch, flag, kind
@@ -229,6 +247,8 @@ def test_unwritable_outputs_are_found_before_training(
     monkeypatch.setattr(auto_encoder, "train_epoch", lambda *_: pytest.fail("trained"))
     (tmp_path / "file").write_text("mine")
     bad = tmp_path if kind == "a folder" else tmp_path / "file/output.pt"
+    if flag == "figures" and kind == "a folder":
+        (tmp_path / "loss.png").mkdir()
     result = call(auto_encoder, *flags(tmp_path, tiny_mnist, **{flag: bad}))
     assert_one_line(result, bad)
     assert (tmp_path / "file").read_text() == "mine"
@@ -236,14 +256,26 @@ def test_unwritable_outputs_are_found_before_training(
 
 def test_outputs_that_would_overwrite_each_other(tmp_path, tiny_mnist, call):
     result = call(auto_encoder, *flags(tmp_path, tiny_mnist, checkpoint=tmp_path / "encoder.png"))
-    assert_one_line(result, "--checkpoint")
+    assert_one_line(result, tmp_path / "encoder.png")
 
 
 @pytest.mark.parametrize(
-    "options", [{"latent_dim": 1}, {"latent_dim": 4}, {"encoder": "network"}, {"batch_size": 10**6}]
+    "options",
+    [
+        {"latent_dim": 1},
+        {"latent_dim": 4},
+        {"encoder": "network"},
+        {"batch_size": 10**6},
+        {"model": "ae"},
+        {"model": "ae", "latent_dim": 32, "batch_size": 64},
+    ],
 )
-def test_other_models_train_scatter_and_generate(tmp_path, tiny_mnist, call, options):
-    assert call(auto_encoder, *flags(tmp_path, tiny_mnist, epochs=1, **options)).status == 0
+def test_other_models_train_draw_and_generate(tmp_path, tiny_mnist, call, options):
+    arguments = flags(tmp_path, tiny_mnist, epochs=1, figures=tmp_path / "figures", **options)
+    result = call(auto_encoder, *arguments)
+    assert (result.status, result.stderr) == (0, "")
+    assert LINE.fullmatch(result.stdout.splitlines()[0])
+    assert len(list((tmp_path / "figures").glob("*.png"))) == 5
     out = tmp_path / "images"
     arguments = ("--checkpoint", tmp_path / "vae.pt", "--out", out, "--count", 3)
     assert call(decoder_generate, *arguments).status == 0
@@ -255,50 +287,95 @@ def test_diverging_loss_stops_and_keeps_the_last_checkpoint(tmp_path, tiny_mnist
     assert_one_line(result, "--lr")
 
 
+def test_validation_keeps_the_best_weights_and_patience_stops(
+    tmp_path, tiny_mnist, call, monkeypatch
+):
+    """With figures made to rise after the second epoch, that epoch's weights are kept."""
+    train_epoch = auto_encoder.train_epoch
+    weights = []
+
+    def rising(model, optimizers, x, watched, epoch, settings):
+        assert (len(x), len(watched["validation"])) == (250, 50)
+        figures = train_epoch(model, optimizers, x, watched, epoch, settings)
+        figures["validation"]["L_tot"] = [300, 200, 210, 205, 199][epoch]
+        weights.append(model.decoder.net[0].weight.detach().clone())
+        return figures
+
+    monkeypatch.setattr(auto_encoder, "train_epoch", rising)
+    arguments = flags(
+        tmp_path, tiny_mnist, epochs=5, validation=50, patience=2, figures=tmp_path / "figures"
+    )
+    result = call(auto_encoder, *arguments)
+    assert result.status == 0
+    assert len(weights) == 4
+    kept = load_checkpoint(tmp_path / "vae.pt")
+    assert kept.metadata["epochs"] == json.loads((tmp_path / "vae.json").read_text())["epochs"] == 2
+    assert torch.equal(kept.decoder.net[0].weight, weights[1])
+    assert not torch.equal(weights[1], weights[3])
+
+
+def test_validation_images_are_not_trained_on(tmp_path, tiny_mnist, mnist, call, monkeypatch):
+    seen = []
+    train_epoch = auto_encoder.train_epoch
+
+    def watched_epoch(model, optimizers, x, watched, epoch, settings):
+        seen.append((x, watched["validation"]))
+        return train_epoch(model, optimizers, x, watched, epoch, settings)
+
+    monkeypatch.setattr(auto_encoder, "train_epoch", watched_epoch)
+    assert call(auto_encoder, *flags(tmp_path, tiny_mnist, epochs=1, validation=100)).status == 0
+    ((trained, held_out),) = seen
+    expected = torch.tensor(mnist.train_images[:300]).flatten(1) / 255
+    assert torch.equal(torch.cat([trained, held_out]), expected)
+    assert len(held_out) == 100
+
+
+@pytest.mark.parametrize("options", [{}, {"model": "ae", "latent_dim": 32}])
+def test_table_of_digits(tmp_path, mnist, call, options):
+    table = np.c_[mnist.train_labels[:200], mnist.train_images[:200].reshape(200, 784)]
+    np.savetxt(tmp_path / "digits.csv", table, fmt="%d", delimiter=",")
+    arguments = flags(tmp_path, tmp_path / "digits.csv", epochs=1, **options)
+    assert call(auto_encoder, *arguments).status == 0
+    metrics = json.loads((tmp_path / "vae.json").read_text())
+    assert 155 <= metrics["settings"]["training_images"]["count"] <= 165
+    arguments = ("--checkpoint", tmp_path / "vae.pt", "--out", tmp_path / "images")
+    assert call(decoder_generate, *arguments).status == 0
+
+
+def test_plain_auto_encoder_reports_its_cross_entropy(tmp_path, tiny_mnist, mnist, call):
+    """L_tot is the binary cross-entropy; the entropy of the pixels' grey values is below it."""
+    arguments = flags(tmp_path, tiny_mnist, model="ae", latent_dim=8)
+    result = call(auto_encoder, *arguments)
+    results = json.loads((tmp_path / "vae.json").read_text())["results"]
+    x = mnist.test_images[:100].reshape(100, 784) / 255
+    model = load_checkpoint(tmp_path / "vae.pt")
+    with torch.no_grad():
+        p = model.decode(model.encode(torch.tensor(x).float())).sigmoid().double().numpy()
+    entropy = -(x * np.log(p) + (1 - x) * np.log1p(-p)).sum(1).mean()
+    assert results["test"]["L_tot"] == pytest.approx(entropy, rel=1e-4)
+    assert results["test"]["L_divergence"] == 0
+    grey = x[(x > 0) & (x < 1)]
+    floor = -(grey * np.log(grey) + (1 - grey) * np.log(1 - grey)).sum() / 100
+    assert results["entropy_of_grey_pixels"] == pytest.approx(floor, rel=1e-5)
+    assert f"above {floor:.2f}" in result.stdout
+
+
 def test_scatter_has_one_point_for_each_of_the_last_1000(trained, small_mnist, monkeypatch, call):
     """Exactly test images 9000 to 9999, with their own labels; here the last 1000 of 1100."""
     drawn = []
-    figures = plots.draw_scatter
+    draw_scatter = plots.draw_scatter
     monkeypatch.setattr(
-        auto_encoder, "draw_scatter", lambda *args: drawn.append(args) or figures(*args)
+        plots, "draw_scatter", lambda *args: drawn.append(args) or draw_scatter(*args)
     )
     folder = trained.parent / "again"
     assert call(auto_encoder, *flags(folder, small_mnist, epochs=1)).status == 0
-    ((codes, labels),) = drawn
+    ((codes, labels, _, title),) = drawn
+    assert title == "Codes of the last 1000 test images"
     images, all_labels = load_digits(small_mnist, "test")
     x = torch.from_numpy(images[100:]).flatten(1).float() / 255
     expected = load_checkpoint(folder / "vae.pt").encode(x)[0].numpy()
     assert np.allclose(expected, codes, atol=1e-4)
     assert np.array_equal(labels, all_labels[100:])
-
-
-def test_scatter_draws_every_code(monkeypatch):
-    from matplotlib import pyplot
-
-    figures = []
-    close = pyplot.close
-    monkeypatch.setattr(pyplot, "close", figures.append)
-    rng = np.random.default_rng(0)
-    codes, labels = rng.normal(size=(1000, 2)), rng.integers(0, 10, 1000)
-    picture = Image.open(io.BytesIO(plots.draw_scatter(codes, labels)))
-    assert min(picture.size) >= 1000
-    axes = figures[0].axes[0]
-    drawn = np.concatenate([c.get_offsets() for c in axes.collections])
-    assert sorted(map(tuple, drawn)) == sorted(map(tuple, codes))
-    assert len({tuple(c.get_facecolor()[0]) for c in axes.collections}) == 10
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == list("0123456789")
-    assert {text.get_text() for text in axes.texts} == set("0123456789")
-    assert axes.get_aspect() == 1
-    close(figures[0])
-
-
-def test_principal_components_keep_the_variance():
-    rng = np.random.default_rng(0)
-    codes = rng.normal(size=(500, 6)) * [1, 5, 1, 1, 3, 1]
-    projected, shares = plots.principal_components(codes)
-    eigenvalues = np.sort(np.linalg.eigvalsh(np.cov(codes.T)))[::-1]
-    assert np.allclose(projected.var(0, ddof=1), eigenvalues[:2])
-    assert np.allclose(shares, eigenvalues[:2] / eigenvalues.sum())
 
 
 def test_generated_images(trained, tmp_path):
