@@ -31,6 +31,8 @@ def parse_arguments(argv=None):
         help="how many images (default %(default)s)")
     add("--seed", type=whole_number(0), metavar="N", default=0,
         help="the same seed gives the same images (default %(default)s)")
+    add("--draws", choices=("even", "random"), default="even",
+        help="samples of the prior that together leave no gaps, or independent ones (default even)")
     add("--codes", type=Path, metavar="FILE",
         help="decode these codes instead of samples: one a line, numbers with commas or spaces")
     return parser.parse_args(argv)
@@ -43,8 +45,8 @@ def main(argv=None):
     if args.codes:
         codes = read_codes(args.codes, decoder.latent_dim)
     else:
-        generator = torch.Generator().manual_seed(args.seed)
-        codes = decoder.sample(torch.randn(args.count, decoder.latent_dim, generator=generator))
+        noise = draw_noise(args.count, decoder.latent_dim, args.seed, args.draws)
+        codes = decoder.sample(noise)
     with torch.no_grad():
         images = torch.sigmoid(decoder(codes)).reshape(-1, 28, 28)
     pixels = (images * 255).round().to(torch.uint8).numpy()
@@ -52,6 +54,19 @@ def main(argv=None):
     print(f"wrote {len(pixels)} images to {args.out}")
     if kept:
         print(f"{args.out}: left alone, not of this run: {', '.join(kept)}", file=sys.stderr)
+
+
+def draw_noise(count, latent_dim, seed, draws):
+    """Samples of N(0, I), [count, latent_dim].
+
+    "even" sends the points of a scrambled Sobol sequence (Matousek 1998) through the inverse of the
+    normal distribution function: each is a sample of N(0, I), but together they are spread evenly.
+    """
+    if draws == "random":
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(count, latent_dim, generator=generator)
+    quantiles = torch.quasirandom.SobolEngine(latent_dim, scramble=True, seed=seed).draw(count)
+    return torch.special.ndtri(quantiles.clamp(1e-6, 1 - 1e-6))
 
 
 def read_codes(path, latent_dim):

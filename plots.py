@@ -63,6 +63,7 @@ def draw_scatter(points, labels, plane, title):
     figure = _figure(8, 7.4)
     axes = figure.subplots()
     _scatter(axes, points, labels, marker_area=22, digit_size=26)
+    _square(axes, points)
     _name_axes(axes, plane)
     axes.set_title(title, fontsize=16)
     axes.legend(
@@ -130,12 +131,9 @@ def draw_scatter_epochs(points, labels, plane):
     """A panel for each entry of {epochs trained: points [N, 2]}, all on the same axes."""
     figure, panels = _panels(points, 3.4)
     everything = np.concatenate(list(points.values()))
-    middle = (everything.max(0) + everything.min(0)) / 2
-    reach = 1.05 * np.abs(everything - middle).max()
     for axes, (epochs, part) in zip(panels, points.items(), strict=True):
         _scatter(axes, part, labels, marker_area=5, digit_size=15)
-        axes.set_xlim(middle[0] - reach, middle[0] + reach)
-        axes.set_ylim(middle[1] - reach, middle[1] + reach)
+        _square(axes, everything)
         axes.set_title(_after(epochs), fontsize=13)
     figure.supxlabel(plane.names[0], fontsize=13)
     figure.supylabel(plane.names[1], fontsize=13)
@@ -257,6 +255,14 @@ def _scatter(axes, points, labels, marker_area, digit_size):
             color=COLOURS[digit],
             path_effects=[patheffects.withStroke(linewidth=digit_size / 5, foreground="white")],
         )
+
+
+def _square(axes, points):
+    """Equal axes that show all the points."""
+    middle = (points.max(0) + points.min(0)) / 2
+    reach = 1.05 * np.abs(points - middle).max()
+    axes.set_xlim(middle[0] - reach, middle[0] + reach)
+    axes.set_ylim(middle[1] - reach, middle[1] + reach)
     axes.set_aspect("equal")
 
 
