@@ -210,12 +210,12 @@ class VAE(nn.Module):
         coarse = self.codebook()
         coarse_side = math.isqrt(len(coarse.codes))
         step, nodes = coarse_side // TILES, side // TILES
-        grids = [
-            coarse.log_likelihood(part).view(-1, 1, coarse_side, coarse_side)
-            for part in x.split(BATCH)
-        ]
-        highest = torch.cat([F.max_pool2d(grid, step + 2, step, padding=1) for grid in grids])
-        matters = (highest > highest.amax((2, 3), keepdim=True) - 100)[:, 0]  # [N, TILES, TILES]
+        highest = []
+        for part in x.split(BATCH):
+            grid = coarse.log_likelihood(part).view(-1, 1, coarse_side, coarse_side)
+            highest.append(F.max_pool2d(grid, step + 2, step, padding=1)[:, 0])
+        highest = torch.cat(highest)  # [N, TILES, TILES]
+        matters = highest > highest.amax((1, 2), keepdim=True) - 100
         total = x.new_full((len(x),), -math.inf)
         inside = (torch.arange(nodes) + 0.5) / nodes
         for row, column in torch.cartesian_prod(*2 * [torch.arange(TILES)]):

@@ -60,20 +60,19 @@ def plane_of(codes):
 
 def draw_scatter(points, labels, plane, title):
     """Points [N, 2] of the plane, coloured by their digit."""
-    figure = _figure(8, 7.4)
+    figure = _figure(5.4, 4.8)
     axes = figure.subplots()
-    _scatter(axes, points, labels, marker_area=22, digit_size=26)
+    _scatter(axes, points, labels, marker_area=11, digit_size=18)
     _square(axes, points)
-    _name_axes(axes, plane)
-    axes.set_title(title, fontsize=16)
+    _name_axes(axes, plane, title)
     axes.legend(
         title="digit",
         fontsize=13,
         title_fontsize=13,
         loc="center left",
-        bbox_to_anchor=(1, 0.5),
+        bbox_to_anchor=(0.98, 0.5),
         markerscale=1.8,
-        handletextpad=0.1,
+        handletextpad=0,
         frameon=False,
     )
     return _png(figure)
@@ -82,15 +81,14 @@ def draw_scatter(points, labels, plane, title):
 def draw_manifold(images, points, plane, title):
     """Decoded codes as a map of the plane: images [S * S, 784] at points [S * S, 2]."""
     side = math.isqrt(len(images))
-    figure = _figure(8, 7.4)
+    figure = _figure(5.4, 4.8)
     axes = figure.subplots()
     axes.imshow(_mosaic(images, side), cmap="gray_r", extent=(0, side, 0, side))
     columns, rows = points[:side, 0], points[::-side, 1]
     middles = np.arange(side) + 0.5
-    axes.set_xticks(middles[::2], [f"{value:.1f}" for value in columns[::2]])
-    axes.set_yticks(middles[::2], [f"{value:.1f}" for value in rows[::2]])
-    _name_axes(axes, plane)
-    axes.set_title(title, fontsize=16)
+    axes.set_xticks(middles[1::3], [f"{value:.1f}" for value in columns[1::3]])
+    axes.set_yticks(middles[1::3], [f"{value:.1f}" for value in rows[1::3]])
+    _name_axes(axes, plane, title)
     return _png(figure)
 
 
@@ -129,7 +127,7 @@ def draw_figures(views, labels, shown, plane, log):
 
 def draw_scatter_epochs(points, labels, plane):
     """A panel for each entry of {epochs trained: points [N, 2]}, all on the same axes."""
-    figure, panels = _panels(points, 3.4)
+    figure, panels = _panels(points, 3.0)
     everything = np.concatenate(list(points.values()))
     for axes, (epochs, part) in zip(panels, points.items(), strict=True):
         _scatter(axes, part, labels, marker_area=5, digit_size=15)
@@ -155,7 +153,7 @@ def draw_scatter_epochs(points, labels, plane):
 def draw_reconstructions(originals, reconstructions):
     """Images [10 n, 784], and a panel for each of {epochs trained: their reconstructions}."""
     shown = {None: originals, **reconstructions}
-    figure, panels = _panels(shown, 3.2)
+    figure, panels = _panels(shown, 2.4)
     for axes, (epochs, images) in zip(panels, shown.items(), strict=True):
         axes.imshow(_mosaic(images, 10), cmap="gray_r", vmin=0, vmax=1)
         axes.set_axis_off()
@@ -165,7 +163,7 @@ def draw_reconstructions(originals, reconstructions):
 
 def draw_loss(curves):
     """L_tot over the epochs: {split: [epochs]}, in nats per image."""
-    figure = _figure(8, 5)
+    figure = _figure(6, 3.6)
     axes = figure.subplots()
     looks = {
         "train": ("o-", COLOURS[0]),
@@ -182,18 +180,18 @@ def draw_loss(curves):
     axes.yaxis.set_major_formatter("{x:.0f}")
     axes.yaxis.set_minor_formatter("{x:.0f}")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("epochs", fontsize=14)
-    axes.set_ylabel("$L_{tot}$, nats per image", fontsize=14)
+    axes.set_xlabel("epochs", fontsize=12)
+    axes.set_ylabel("$L_{tot}$, nats per image", fontsize=12)
     axes.tick_params(which="both", labelsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", which="both", alpha=0.25)
-    axes.legend(fontsize=13, frameon=False)
+    axes.legend(fontsize=12, frameon=False)
     return _png(figure)
 
 
 def draw_sanity_check(images, codes, reconstructions):
     """Images [N, 784], their codes [N, d] as small images or as numbers, their reconstructions."""
-    figure = _figure(1.1 * len(images) + 1, 4)
+    figure = _figure(0.8 * len(images) + 1, 3)
     rows = figure.subplots(3, len(images))
     height = next(n for n in range(math.isqrt(codes.shape[1]), 0, -1) if codes.shape[1] % n == 0)
     limit = np.abs(codes).max()
@@ -204,7 +202,7 @@ def draw_sanity_check(images, codes, reconstructions):
             box.imshow(picture.reshape(28, 28), cmap="gray_r", vmin=0, vmax=1)
         if len(code) <= 3:
             text = "\n".join(f"{number:.2f}" for number in code)
-            axes[1].text(0.5, 0.5, text, ha="center", va="center", fontsize=14)
+            axes[1].text(0.5, 0.5, text, ha="center", va="center", fontsize=12)
         else:
             axes[1].imshow(code.reshape(height, -1), cmap="PuOr", vmin=-limit, vmax=limit)
     for axes in rows.flat:
@@ -275,10 +273,12 @@ def densest(points, others=(), apart=0.0, neighbours=20):
     return points[spread.argmin()]
 
 
-def _name_axes(axes, plane):
-    axes.set_xlabel(plane.names[0], fontsize=14)
-    axes.set_ylabel(plane.names[1], fontsize=14)
-    axes.tick_params(labelsize=12)
+def _name_axes(axes, plane, title):
+    """In sizes that can be read where two pictures share the width of a page."""
+    axes.set_xlabel(plane.names[0], fontsize=13)
+    axes.set_ylabel(plane.names[1], fontsize=13)
+    axes.tick_params(labelsize=13)
+    axes.set_title(title, fontsize=14)
 
 
 def _panels(shown, size):
@@ -296,11 +296,11 @@ def _figure(width, height):
     from matplotlib.figure import Figure  # without pyplot: needs no display and no closing
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
     return Figure(figsize=(width, height), layout=layout)
 
 
 def _png(figure):
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=150)
+    figure.savefig(buffer, dpi=200)
     return buffer.getvalue()
