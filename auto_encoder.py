@@ -62,14 +62,14 @@ NEIGHBOURS = 15  # k of the k-NN classifier that judges the codes
 
 
 # fmt: off
-def parse_arguments(argv=None):
+def parse_arguments():
     parser = Parser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument_group("files (defaults are beside this script)").add_argument
     add("--data", type=Path, metavar="PATH", default=PROJECT / "mnist",
         help="folder with the idx files of MNIST or of a data set in its format, or a table: a "
         "label and 784 pixels a line (default mnist)")
     add("--checkpoint", type=Path, metavar="FILE", default=PROJECT / "checkpoints/vae.pt",
-        help="the trained weights; figures go beside them in a .json (default checkpoints/vae.pt)")
+        help="the trained weights; results go beside them in a .json (default checkpoints/vae.pt)")
     add("--scatter", type=Path, metavar="FILE", default=PROJECT / "encoder.png",
         help="picture of the codes of the last 1000 test images (default encoder.png)")
     add("--figures", type=Path, metavar="DIR", default=PROJECT / "figures",
@@ -100,13 +100,13 @@ def parse_arguments(argv=None):
     add("--seed", type=whole_number(0), metavar="N", default=0,
         help="the same seed gives the same files (default %(default)s)")
     add = parser.add_argument_group("running").add_argument
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto",
         help="auto takes a GPU if there is one (default %(default)s)")
     add("--threads", type=whole_number(1, 1024), metavar="N",
         help="CPU threads (default: all cores)")
     add("--resume", action="store_true",
         help="continue an interrupted run; give the other flags as before")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     if args.encoder and args.model != "vae":
         raise InputError("--encoder: only for --model vae; leave it out")
     if args.encoder == "exact" and args.latent_dim != 2:
@@ -117,18 +117,18 @@ def parse_arguments(argv=None):
 # fmt: on
 
 
-def main(argv=None):
+def main():
     started = time.perf_counter()
-    args = parse_arguments(argv)
+    args = parse_arguments()
     device = choose_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
     files = output_files(args)
     digits = read_digits(args, device)
     torch.manual_seed(args.seed)
-    encoder = {"encoder": args.encoder} if args.encoder else {}
-    model = MODELS[args.model](args.latent_dim, **encoder).to(device)
-    encoder = "network" if model.encoder else "exact"
+    options = {"encoder": args.encoder} if args.encoder else {}
+    model = MODELS[args.model](args.latent_dim, **options).to(device)
+    encoder = "exact" if model.encoder is None else "network"
     settings = {
         "model": args.model,
         "latent_dim": args.latent_dim,
@@ -165,6 +165,8 @@ def main(argv=None):
 
 def output_files(args):
     """The path of each output, all of them found writable before the long work."""
+    if not args.checkpoint.name:
+        raise InputError(f"--checkpoint {args.checkpoint}: is a folder; name a file")
     files = {
         "checkpoint": args.checkpoint,
         "metrics": args.checkpoint.with_suffix(".json"),
@@ -173,10 +175,13 @@ def output_files(args):
     }
     if args.figures:
         files |= {name: args.figures / f"{name}.png" for name in FIGURES}
+    if args.data.is_file():
+        files["data"] = args.data
     for name, path in files.items():
         if any(path.resolve() == files[other].resolve() for other in files if other != name):
-            raise InputError(f"{path}: two outputs would go there; name another")
-        check_writable(path)
+            raise InputError(f"{path}: would be overwritten; name another output")
+        if name != "data":
+            check_writable(path)
     return files
 
 
@@ -206,17 +211,11 @@ def read_digits(args, device):
 
 
 def choose_device(name):
-    """The torch.device for --device; "auto" prefers CUDA, then Apple's MPS, then the CPU."""
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(device for device, there in available.items() if there)
-    if not available[name]:
-        raise InputError(f"--device {name}: PyTorch finds no such device here; use --device cpu")
-    return torch.device(name)
+    """The torch.device for --device; "auto" takes CUDA if it is there."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise InputError("--device cuda: PyTorch finds no such device here; use --device cpu")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
 def as_input(images, device):
@@ -241,7 +240,7 @@ def make_optimizers(model):
             matrices = [p for p in network.parameters() if p.ndim == 2]
             hidden += matrices[1:-1]
     others = [p for p in model.parameters() if all(p is not matrix for matrix in hidden)]
-    decay = WEIGHT_DECAYS["network" if model.encoder else "exact"]
+    decay = WEIGHT_DECAYS["exact" if model.encoder is None else "network"]
     return [
         torch.optim.Muon(hidden, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.Adam(others, fused=True),
@@ -264,8 +263,7 @@ def train(model, digits, args, files, identity):
     if args.resume:
         history = restore(files["resume"], settings, model, optimizers)
     else:
-        snapshots = {0: snapshot(model, digits)} if args.figures else {}
-        history = {"log": [], "snapshots": snapshots, "best": {}}
+        history = {"log": [], "snapshots": {0: snapshot(model, digits)}, "best": {}}
     log = history["log"]
     saved = len(log)
     try:
@@ -275,7 +273,7 @@ def train(model, digits, args, files, identity):
             if best_epoch(log) == epoch:
                 history["best"] = {name: w.clone() for name, w in model.state_dict().items()}
                 save_checkpoint(files["checkpoint"], model, **identity, epochs=len(log))
-            if args.figures and str(len(log)).rstrip("0") in ("1", "2", "5"):
+            if str(len(log)).rstrip("0") in ("1", "2", "5"):  # 1, 2, 5, 10, 20, 50, ...
                 history["snapshots"][len(log)] = snapshot(model, digits)
             write_json(files["metrics"], {**identity, "log": log})
             save_resume(files["resume"], settings, model, optimizers, history)
@@ -308,7 +306,7 @@ def learning_rate(progress, highest):
 def fast_matmul():
     """Multiply bfloat16 and sum float32 where the processor can (AMX, AVX512-BF16).
 
-    Less training time for the same figures (README's ablation); elsewhere it changes nothing.
+    Less training time for the same figures (README's ablation). On CUDA it allows TF32.
     """
     # PyTorch 2.9 alone announces that these functions would be deprecated after it; they are not.
     warnings.filterwarnings("ignore", message="Please use the new API settings to control TF32")
@@ -322,7 +320,10 @@ def fast_matmul():
 
 @fast_matmul()
 def train_epoch(model, optimizers, x, watched, epoch, settings):
-    """Train on every image once; return the figures met on the way, and those on images watched."""
+    """Train on every image once; return the figures met on the way, and those on images watched.
+
+    All of them from fast products; `evaluate` has the last digits.
+    """
     started = time.perf_counter()
     model.train()
     # A random stream of its own for each epoch: --resume needs no saved random state.
@@ -347,9 +348,9 @@ def train_epoch(model, optimizers, x, watched, epoch, settings):
         sums += torch.stack([likelihood.detach().sum(), divergence.detach().sum()])
     figures = {"train": elbo_figures(sums / len(x))}
     model.eval()
+    figures |= {name: mean_elbo(model, images) for name, images in watched.items()}
     if isinstance(model, AutoEncoder):
         model.fit_samples(x[:SAMPLED])
-    figures |= {name: mean_elbo(model, images) for name, images in watched.items()}
     return figures | {"seconds": round(time.perf_counter() - started, 2)}
 
 
@@ -400,10 +401,12 @@ def evaluate(model, x, labels, x_test, test_labels):
         # A pixel's cross-entropy is lowest where the decoder gives its grey value itself.
         entropy = F.binary_cross_entropy(x_test, x_test, reduction="none")
         results["entropy_of_grey_pixels"] = entropy.sum(1).mean().item()
+    codebook = model.codebook() if model.encoder is None else None
     with fast_matmul():  # neighbours need no last digits, and there are 60,000
-        known = torch.cat([model.codes(part) for part in x.split(10 * BATCH)])
-    predicted = nearest_label(known, labels, model.codes(x_test[-SCATTERED:]))
+        known = torch.cat([model.codes(part, codebook) for part in x.split(10 * BATCH)])
+    predicted = nearest_label(known, labels, model.codes(x_test[-SCATTERED:], codebook))
     results["knn_accuracy"] = float((predicted == test_labels[-SCATTERED:]).mean())
+    results["knn_codes"] = len(predicted)
     return results
 
 
@@ -450,9 +453,12 @@ def draw(model, digits, history, args):
     title = f"Codes of {which} images"
     pictures = {"scatter": plots.draw_scatter(points, labels, plane, title)}
     if args.figures:
-        prior = isinstance(model, VAE)
-        grid = plots.manifold_points(1.0 if prior else points.std(0))
-        title = f"Decoded quantiles of the {'prior' if prior else 'codes'}"
+        if isinstance(model, VAE):
+            title, scale = "Decoded quantiles of the prior", 1.0
+            middle = plane.project(np.zeros(model.latent_dim))
+        else:
+            title, scale, middle = "Decoded quantiles of the codes", points.std(0), points.mean(0)
+        grid = middle + scale * plots.manifold_points()
         with torch.no_grad():
             codes = torch.tensor(plane.codes_at(grid), device=digits.x.device)
             decoded = model.decode(codes).sigmoid().cpu().numpy()
@@ -484,7 +490,7 @@ def restore(path, settings, model, optimizers):
     saved = read_checkpoint(path, RESUME_FORMAT)
     for name, value in settings.items():
         before = saved.get("settings", {}).get(name)
-        if name != "epochs" and before != value:
+        if before != value:
             flag = "--data" if name == "training_images" else "--" + name.replace("_", "-")
             raise InputError(
                 f"--resume: {path} was made with another {flag} ({before}, not {value})"
@@ -515,10 +521,10 @@ def format_results(metrics):
     return "\n".join(
         [
             *lines,
-            f"k-NN accuracy {results['knn_accuracy']:.3f} of the last {SCATTERED} test codes "
-            f"(k={NEIGHBOURS}, among all training codes)",
-            f"took {metrics['total_seconds']:.0f} s, {metrics['training_seconds']:.0f} s "
-            "in training",
+            f"k-NN accuracy {results['knn_accuracy']:.3f} of the last {results['knn_codes']} test "
+            f"codes (k={NEIGHBOURS}, among all training codes)",
+            f"trained for {metrics['training_seconds']:.0f} s; this run took "
+            f"{metrics['total_seconds']:.0f} s in all",
         ]
     )
 

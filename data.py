@@ -29,7 +29,7 @@ FILES = {  # split: (images, labels), the names that LeCun gave them
 }
 SUBFOLDERS = ("", "raw", "MNIST/raw")  # flat, or torchvision's layout
 IMAGE_NAME = re.compile(r"\d{2,}\.png")  # what replace_images writes and replaces
-MAX_ITEMS = 1_000_000  # a header may promise anything; EMNIST, the largest of the kind, has 280,000
+MAX_ITEMS = 1_000_000  # a header may promise anything; the largest set of the kind has 814,255
 
 
 class InputError(ValueError):
@@ -57,6 +57,8 @@ def load_digits(path, split):
         InputError: a file is missing, unreadable or not what its name says.
     """
     path = Path(path)
+    if path.suffix and not path.exists():
+        raise InputError(f"{path}: no such file or folder")
     if path.is_file():
         images, labels = _read_table(path)
         chosen = _held_out(labels) == (split == "test")
@@ -145,10 +147,12 @@ def _read_table(path):
                 raise InputError(
                     f"{path}: is not text; --data takes a table, or the idx files' folder"
                 )
-            if not _is_header(line):
+            names = _column_names(line)
+            if not names:
                 file.seek(0)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # numpy's word on an empty table; ours is below
+                warnings.simplefilter("error", DeprecationWarning)  # numpy 1 would round 0.5 to 0
                 table = np.loadtxt(file, np.uint8, comments=None, delimiter=",", ndmin=2)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
@@ -158,27 +162,46 @@ def _read_table(path):
         raise InputError(f"{path}, {_first_mistake(path)}") from error
     if table.shape[1] != COLUMNS:
         raise InputError(f"{path}, {_first_mistake(path)}")
-    column = _label_column(table)
+    column = _label_column(path, table, names)
     labels = table[:, column].astype(np.int64)
     if labels.max() > 9:
         raise InputError(f"{path}, {_first_mistake(path, column)}")
-    pixels = np.delete(table, column, axis=1)
-    return pixels.reshape(-1, *IMAGE_SHAPE), labels
+    pixels = np.delete(table, column, axis=1).reshape(-1, *IMAGE_SHAPE)
+    order = np.random.default_rng(0).permutation(len(table))  # a table may be sorted by its labels
+    return pixels[order], labels[order]
 
 
-def _is_header(line):
-    """Column names differ from each other; 785 values from 0 to 255 cannot."""
-    return len({word.strip() for word in line.split(",")}) == COLUMNS
+def _column_names(line):
+    """The names in a table's first line, or None if it holds an image.
+
+    Names differ from each other; 785 values from 0 to 255 cannot.
+    """
+    names = [word.strip().strip("\"'").lower() for word in line.split(",")]
+    return names if len(set(names)) == COLUMNS else None
 
 
-def _label_column(table):
-    """The first column or the last: the one that looks more like digits than a corner pixel."""
+def _label_column(path, table, names):
+    """The first column or the last: that named so, or more like digits than a corner pixel."""
 
     def likeness(column):
+        named = bool(names) and names[column] in (
+            "label",
+            "labels",
+            "class",
+            "digit",
+            "target",
+            "y",
+        )
         values = table[:, column]
-        return len(np.unique(values[values <= 9])), -np.count_nonzero(values > 9)
+        return named, len(np.unique(values[values <= 9])), -np.count_nonzero(values > 9)
 
-    return max((0, COLUMNS - 1), key=likeness)
+    first, last = 0, COLUMNS - 1
+    if likeness(first) == likeness(last) and (table[:, first] != table[:, last]).any():
+        raise InputError(
+            f"{path}: either the first column or the last may be the label; add a first line with "
+            "column names, one of them label"
+        )
+    return max((first, last), key=likeness)
 
 
 def _first_mistake(path, label_column=None):
@@ -187,12 +210,12 @@ def _first_mistake(path, label_column=None):
     number = 0
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip() or (number == 1 and _is_header(line)):
+            if not line.rstrip("\r\n") or (number == 1 and _column_names(line)):
                 continue
             words = [word.strip() for word in line.split(",")]
             for column, word in enumerate(words[:COLUMNS], start=1):
                 where = f"line {number}, column {column}"
-                if not re.fullmatch(r"\+?[0-9]+", word) or int(word[-9:]) > 255:
+                if not re.fullmatch(r"\+?[0-9]+", word) or int(word.lstrip("+0")[:4] or 0) > 255:
                     return f"{where}: {word[:20]!r} is not a whole number from 0 to 255; {needed}"
                 if column - 1 == label_column and int(word) > 9:
                     return f"{where}: label {word}, but digits are 0 to 9"
@@ -250,6 +273,8 @@ def _one_line(error):
 @contextlib.contextmanager
 def _beside(path):
     """Give a temporary name beside `path`, and report what goes wrong there as an InputError."""
+    if not path.name:
+        raise InputError(f"{path}: is a folder; name a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -299,9 +324,12 @@ def replace_images(folder, images):
         The names of other things in the folder, which are left alone.
 
     Raises:
-        InputError: the images cannot be written; what stood there before is untouched.
+        InputError: the images cannot be written; what stood there before is untouched unless they
+            went in one by one.
     """
     folder = Path(folder)
+    if not folder.resolve().name:
+        raise InputError(f"{folder}: give a folder of its own")
     names = [f"{number:02d}.png" for number in range(len(images))]
     new = folder.resolve().with_name(f".{folder.resolve().name}.{os.getpid()}.tmp")
     try:
@@ -381,6 +409,8 @@ def run(main):
         main()
     except InputError as error:
         status, line = 2, error
+    except OSError as error:  # such as a name that is too long, or a folder that may not be read
+        status, line = 2, f"{error.filename or 'input or output'}: {error.strerror}"
     except KeyboardInterrupt as interrupt:
         status, line = 130, f"interrupted{interrupt}"
     else:

@@ -19,7 +19,7 @@ from models import load_decoder
 
 
 # fmt: off
-def parse_arguments(argv=None):
+def parse_arguments():
     parser = Parser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--checkpoint", type=Path, metavar="FILE", default=PROJECT / "checkpoints/vae.pt",
@@ -32,15 +32,15 @@ def parse_arguments(argv=None):
     add("--seed", type=whole_number(0), metavar="N", default=0,
         help="the same seed gives the same images (default %(default)s)")
     add("--draws", choices=("even", "random"), default="even",
-        help="samples of the prior that together leave no gaps, or independent ones (default even)")
+        help="codes that together leave no gaps, or independent ones (default even)")
     add("--codes", type=Path, metavar="FILE",
         help="decode these codes instead of samples: one a line, numbers with commas or spaces")
-    return parser.parse_args(argv)
+    return parser.parse_args()
 # fmt: on
 
 
-def main(argv=None):
-    args = parse_arguments(argv)
+def main():
+    args = parse_arguments()
     decoder = load_decoder(args.checkpoint)
     if args.codes:
         codes = read_codes(args.codes, decoder.latent_dim)
@@ -66,7 +66,7 @@ def draw_noise(count, latent_dim, seed, draws):
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(count, latent_dim, generator=generator)
     quantiles = torch.quasirandom.SobolEngine(latent_dim, scramble=True, seed=seed).draw(count)
-    return torch.special.ndtri(quantiles.clamp(1e-6, 1 - 1e-6))
+    return torch.special.ndtri(quantiles.clamp(1e-6, 1 - 1e-6))  # at 0 and 1 it is infinite
 
 
 def read_codes(path, latent_dim):
@@ -76,7 +76,7 @@ def read_codes(path, latent_dim):
         InputError: the file is missing, or a line is not `latent_dim` finite numbers.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--codes {path}: cannot be read as text ({error})") from error
     codes = []

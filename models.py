@@ -72,7 +72,7 @@ class Decoder(nn.Module):
 
 
 class Codebook(NamedTuple):
-    """A grid of codes, SIDE x SIDE of the prior's quantiles, and what the decoder makes of each.
+    """A grid of codes at quantiles of the prior, or part of one, and what the decoder makes of it.
 
     Each node stands for the same share of the prior, exp(log_share). `log_normaliser` holds all of
     log p(x|z) that does not depend on x.
@@ -264,7 +264,7 @@ class AutoEncoder(nn.Module):
         return self.decoder(z)
 
     def codes(self, x, codebook=None):
-        """As `encode`; there is never a codebook."""
+        """As `encode`; a VAE's other argument is of no use here."""
         return self.encode(x)
 
     def elbo(self, x, codebook=None):
@@ -275,7 +275,7 @@ class AutoEncoder(nn.Module):
     def fit_samples(self, x):
         """Let the decoder sample from the Gaussian that fits the codes of these images [N, 784].
 
-        Without a prior, this is what tells a code that the decoder has met from any other.
+        Without a prior, most draws of N(0, I) would be codes that the decoder never met.
         """
         codes = torch.cat([self.encode(part) for part in x.split(BATCH)]).double()
         centred = codes - codes.mean(0)

@@ -48,9 +48,9 @@ def plane_of(codes):
         names = ("latent variable $z_1$", "latent variable $z_2$")
         return Plane(np.zeros(2), np.eye(2), names)
     origin = codes.mean(0)
-    centred = np.pad(codes - origin, ((0, 0), (0, max(0, 2 - latent_dim))))  # 1: a flat line
-    _, scale, directions = np.linalg.svd(centred, full_matrices=False)
-    shares = (scale**2 / (scale**2).sum())[:2]
+    missing = [(0, max(0, 2 - size)) for size in codes.shape]  # one number makes a flat line
+    _, scale, directions = np.linalg.svd(np.pad(codes - origin, missing), full_matrices=False)
+    shares = (scale**2 / max((scale**2).sum(), np.finfo(float).tiny))[:2]
     names = tuple(
         f"{name} principal component, {share:.0%} of the variance"
         for name, share in zip(("first", "second"), shares, strict=True)
@@ -83,7 +83,8 @@ def draw_manifold(images, points, plane, title):
     side = math.isqrt(len(images))
     figure = _figure(5.4, 4.8)
     axes = figure.subplots()
-    axes.imshow(_mosaic(images, side), cmap="gray_r", extent=(0, side, 0, side))
+    extent = (0, side, 0, side)
+    axes.imshow(_mosaic(images, side), cmap="gray_r", vmin=0, vmax=1, extent=extent)
     columns, rows = points[:side, 0], points[::-side, 1]
     middles = np.arange(side) + 0.5
     axes.set_xticks(middles[1::3], [f"{value:.1f}" for value in columns[1::3]])
@@ -92,11 +93,11 @@ def draw_manifold(images, points, plane, title):
     return _png(figure)
 
 
-def manifold_points(scale):
-    """Points [S * S, 2] at the quantiles of N(0, scale^2), row by row from the top left."""
+def manifold_points():
+    """Points [S * S, 2] at the quantiles of N(0, I), row by row from the top left."""
     quantiles = [NormalDist().inv_cdf((i + 0.5) / MANIFOLD_SIDE) for i in range(MANIFOLD_SIDE)]
     columns, rows = np.meshgrid(quantiles, quantiles[::-1])
-    return np.stack([columns.ravel(), rows.ravel()], axis=1) * scale
+    return np.stack([columns.ravel(), rows.ravel()], axis=1)
 
 
 def draw_figures(views, labels, shown, plane, log):
@@ -192,7 +193,7 @@ def draw_loss(curves):
 def draw_sanity_check(images, codes, reconstructions):
     """Images [N, 784], their codes [N, d] as small images or as numbers, their reconstructions."""
     figure = _figure(0.8 * len(images) + 1, 3)
-    rows = figure.subplots(3, len(images))
+    rows = figure.subplots(3, len(images), squeeze=False)
     height = next(n for n in range(math.isqrt(codes.shape[1]), 0, -1) if codes.shape[1] % n == 0)
     limit = np.abs(codes).max()
     for axes, image, code, reconstruction in zip(
@@ -258,7 +259,7 @@ def _scatter(axes, points, labels, marker_area, digit_size):
 def _square(axes, points):
     """Equal axes that show all the points."""
     middle = (points.max(0) + points.min(0)) / 2
-    reach = 1.05 * np.abs(points - middle).max()
+    reach = 1.05 * np.abs(points - middle).max() or 1.0
     axes.set_xlim(middle[0] - reach, middle[0] + reach)
     axes.set_ylim(middle[1] - reach, middle[1] + reach)
     axes.set_aspect("equal")

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import partialmethod
 from multiprocessing import get_context
 from pathlib import Path
 from unittest.mock import patch
@@ -60,19 +60,19 @@ NO_DECAY = {"exact": 0.0, "network": 0.0}
 
 
 def latents(number):
-    return (auto_encoder, "VAE", partial(VAE, latent_dim=number))
+    return (VAE, "__init__", partialmethod(VAE.__init__, latent_dim=number))
 
 
 VARIANTS = {  # name: what stands in for attributes of modules and classes
     "default": [],
-    "encoder network": [(auto_encoder, "VAE", partial(VAE, encoder="network"))],
+    "encoder network": [(VAE, "__init__", partialmethod(VAE.__init__, encoder="network"))],
     "Adam for all, no Muon": [(auto_encoder, "make_optimizers", adam_only)],
     "float32 products": [(torch, "set_float32_matmul_precision", lambda precision: None)],
     "grid twice as coarse": [(VAE, "codebook", coarser)],
     "one codebook an epoch": [(auto_encoder, "REFRESH", 10**9)],
     "decoder sees codes, not quantiles": [(models.Decoder, "forward", plain_code)],
     "no sines and cosines": [(models.Decoder, "FREQUENCIES", ())],
-    "sines and cosines to 4 z": [(models.Decoder, "FREQUENCIES", (0.5, 1.0, 2.0, 4.0))],
+    "sines and cosines to 4 v": [(models.Decoder, "FREQUENCIES", (0.5, 1.0, 2.0, 4.0))],
     "constant learning rate": [(auto_encoder, "learning_rate", lambda progress, highest: highest)],
     "no skip connections": [NO_SKIP],
     "ReLU for GELU": [RELU],
@@ -94,7 +94,7 @@ def run_variant(name):
         for change in VARIANTS[name]:
             stack.enter_context(patch.object(*change))
         torch.manual_seed(0)
-        vae = auto_encoder.VAE()
+        vae = VAE()
         optimizers = auto_encoder.make_optimizers(vae)
         lr = auto_encoder.LEARNING_RATES[vae.config["encoder"]]
         settings = {"seed": 0, "epochs": EPOCHS, "batch_size": 256, "lr": lr}

@@ -76,8 +76,7 @@ def judge(classifier, decoder, draws):
     return {
         "mean_confidence": mean(confidences),
         "mean_digits": mean(digits),
-        "seeds_with_9_digits": sum(number >= 9 for number in digits),
-        "seed_0": {"confidence": confidences[0], "digits": digits[0]},
+        "digits_of_seed_0": digits[0],
     }
 
 

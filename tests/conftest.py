@@ -4,6 +4,7 @@ import gzip
 import struct
 import subprocess
 import sys
+from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import data
+import models
 
 PROJECT = Path(__file__).resolve().parent.parent
 MNIST = PROJECT / "mnist"
@@ -66,7 +68,12 @@ def tiny_mnist(tmp_path_factory, mnist):
 
 @pytest.fixture
 def call(capsys, monkeypatch):
-    """Run a script's main in this process as its command line would; give status and output."""
+    """Run a script's main in this process as its command line would; give status and output.
+
+    With a coarse quadrature, as the same training on a few images is evaluated many times.
+    """
+    coarse = partialmethod(models.VAE.log_likelihood, side=models.SIDE)
+    monkeypatch.setattr(models.VAE, "log_likelihood", coarse)
 
     def call(script, *arguments):
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])

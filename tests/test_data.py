@@ -97,7 +97,7 @@ def write_lines(path, lines):
 
 HEADERS = {
     "none": [],
-    "names": [",".join(["label", *(f"pixel{n}" for n in range(784))])],
+    "names": [",".join(f"column {n}" for n in range(785))],
     "numbers": [",".join(map(str, range(785)))],
 }
 
@@ -154,6 +154,8 @@ def spoilt_table(lines):
         "nothing": (changed(9, ",0,", ",,"), 9, 2),
         "256": (changed(9, ",0,", ",256,"), 9, 2),
         "minus one": (changed(9, ",0,", ",-1,"), 9, 2),
+        "1000000000005": (changed(9, ",0,", ",1000000000005,"), 9, 2),
+        "spaces": ([*lines[:5], "   ", *lines[5:]], 6, 1),
         "many digits": (changed(9, ",0,", f",{'9' * 10_000},"), 9, 2),
         "semicolons": ([line.replace(",", ";") for line in lines], 1, 1),
         "label 10": (["10" + line[1:] if n == 4 else line for n, line in enumerate(lines)], 5, 1),
@@ -172,8 +174,31 @@ def test_spoilt_table(tmp_path, mnist, kind):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("column", [0, 784])
+def test_label_column_by_name(tmp_path, mnist, column):
+    """With one digit only a corner pixel looks like a label too; a name decides."""
+    images = mnist.train_images[mnist.train_labels == 5][:30]
+    lines = table_of(images, np.full(30, 5), "last" if column else "first")
+    path = write_lines(tmp_path / "a.csv", lines)
+    with pytest.raises(InputError, match="first column or the last"):
+        load_digits(path, "train")
+    names = [f"pixel{n}" for n in range(785)]
+    names[column] = '"Label"'
+    write_lines(path, [",".join(names), *lines])
+    assert (load_digits(path, "train")[1] == 5).all()
+
+
+def test_sorted_table_is_shuffled(tmp_path, mnist):
+    order = np.argsort(mnist.train_labels[:500])
+    lines = table_of(mnist.train_images[order], mnist.train_labels[order])
+    labels = load_digits(write_lines(tmp_path / "a.csv", lines), "train")[1]
+    assert len(set(labels[-50:])) >= 8
+
+
 def test_table_with_one_image(tmp_path, mnist):
-    path = write_lines(tmp_path / "a.csv", table_of(mnist.train_images[:1], mnist.train_labels[:1]))
+    header = ",".join(["label", *map(str, range(784))])
+    lines = [header, *table_of(mnist.train_images[:1], mnist.train_labels[:1])]
+    path = write_lines(tmp_path / "a.csv", lines)
     with pytest.raises(InputError, match="too few"):
         load_digits(path, "test")
 

@@ -120,7 +120,7 @@ def readme_phrases():
     yield f"real test images {100 * GENERATION['confidence_in_test_images']:.1f} %"
     yield f"The 20 images show {even['mean_digits']:.1f} different digits on average"
     yield f"with independent draws {random['mean_digits']:.1f}"
-    yield f"the shipped ones show {even['seed_0']['digits']}."
+    yield f"the shipped ones show {even['digits_of_seed_0']}."
     yield f"ours end at {test_tot(EPOCHS60):.2f} (sixty epochs, two latents)"
     yield f"and {spread([test_tot(run) for run in LATENT20])} (20 latents, seeds 0, 1, 2)"
     latents = [name.split()[0] for name in ABLATION if name.endswith("latents")]
@@ -171,7 +171,7 @@ def report_phrases():
     )
     yield f"(real test images: {100 * GENERATION['confidence_in_test_images']:.1f} %)"
     yield f"they show {random['mean_digits']:.1f} and {even['mean_digits']:.1f} different digits"
-    yield f"the shipped 20 show {even['seed_0']['digits']}."
+    yield f"the shipped 20 show {even['digits_of_seed_0']}."
     yield f"the same networks reach {spread([test_tot(run) for run in LATENT20])}"
     overfit = test_tot(DEFAULT) - train_tot(DEFAULT)
     yield f"The training L_tot is {overfit:.2f} nats below the test L_tot"
@@ -238,4 +238,4 @@ def test_quadrature_is_of_the_shipped_model():
 
 def test_generated_images_show_nine_digits():
     assert GENERATION["classifier_test_accuracy"] >= 0.99
-    assert GENERATION["even"]["seed_0"]["digits"] >= 9
+    assert GENERATION["even"]["digits_of_seed_0"] >= 9

@@ -74,6 +74,7 @@ def test_log_and_metrics(trained):
     assert lines[2].startswith("test L_tot")
     assert "log p(x)" in lines[3]
     assert "k-NN accuracy" in lines[4]
+    assert "of the last 1000 test codes" in lines[4]
     for name in ("vae.pt", "vae.json", "encoder.png", "figures"):
         assert str(trained / name) in lines[-1]
     assert (trained / "stderr").read_text() == ""  # no bar without a terminal
@@ -190,7 +191,8 @@ def test_control_c(tmp_path, tiny_mnist):
 
 def test_resume_refuses_another_run(trained, tmp_path, small_mnist, call):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    for flag, value in (("batch_size", 7), ("seed", 3), ("latent_dim", 4), ("model", "ae")):
+    others = {"batch_size": 7, "seed": 3, "latent_dim": 4, "model": "ae", "epochs": 9}
+    for flag, value in others.items():
         result = call(auto_encoder, *flags(tmp_path, small_mnist, **{flag: value}), "--resume")
         assert_one_line(result, "--resume", "--" + flag.replace("_", "-"))
     (tmp_path / "vae.resume.pt").unlink()
@@ -214,6 +216,7 @@ BAD_TRAINING = [
     ("--validation", "300"),
     ("--patience", "2"),
     ("--data", "no/such/folder"),
+    ("--data", "no-such-table.csv"),
     ("--colour", "red"),
 ]
 
@@ -252,6 +255,27 @@ def test_unwritable_outputs_are_found_before_training(
     result = call(auto_encoder, *flags(tmp_path, tiny_mnist, **{flag: bad}))
     assert_one_line(result, bad)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("flag", ["checkpoint", "scatter", "figures", "data"])
+@pytest.mark.parametrize("path", [".", "/", "x" * 300])
+def test_paths_that_cannot_be(tmp_path, tiny_mnist, call, monkeypatch, flag, path):
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # no download
+    monkeypatch.setattr(auto_encoder, "train_epoch", lambda *_: pytest.fail("trained"))
+    if flag == "figures" and path in "./":
+        pytest.skip("a folder that is there")
+    monkeypatch.chdir(tmp_path)
+    result = call(auto_encoder, *flags(tmp_path, tiny_mnist, **{flag: path}))
+    assert_one_line(result)
+
+
+def test_table_is_not_overwritten(tmp_path, mnist, call):
+    table = np.c_[mnist.train_labels[:50], mnist.train_images[:50].reshape(50, 784)]
+    path = tmp_path / "digits.csv"
+    np.savetxt(path, table, fmt="%d", delimiter=",")
+    before = path.read_bytes()
+    assert_one_line(call(auto_encoder, *flags(tmp_path, path, scatter=path)), path)
+    assert path.read_bytes() == before
 
 
 def test_outputs_that_would_overwrite_each_other(tmp_path, tiny_mnist, call):
@@ -330,6 +354,20 @@ def test_validation_images_are_not_trained_on(tmp_path, tiny_mnist, mnist, call,
     assert len(held_out) == 100
 
 
+@pytest.mark.parametrize("options", [{}, {"latent_dim": 3}, {"model": "ae"}])
+def test_three_images_of_one_digit(tmp_path, mnist, call, options):
+    """Nothing to learn, but nothing to fall over either."""
+    three = mnist.train_images[mnist.train_labels == 5][:3].reshape(3, 784)
+    path = tmp_path / "digits.csv"
+    header = ",".join(["label", *map(str, range(784))])
+    table = np.c_[[5, 5, 5], three]
+    np.savetxt(path, table, fmt="%d", delimiter=",", header=header, comments="")
+    arguments = flags(tmp_path, path, epochs=1, figures=tmp_path / "figures", **options)
+    result = call(auto_encoder, *arguments)
+    assert (result.status, result.stderr) == (0, "")
+    assert "of the last 1 test codes" in result.stdout
+
+
 @pytest.mark.parametrize("options", [{}, {"model": "ae", "latent_dim": 32}])
 def test_table_of_digits(tmp_path, mnist, call, options):
     table = np.c_[mnist.train_labels[:200], mnist.train_images[:200].reshape(200, 784)]
@@ -391,14 +429,34 @@ def test_generated_images(trained, tmp_path):
 
 
 def test_generation_is_reproducible_and_follows_its_seed(trained, tmp_path, call):
-    def generate(name, seed):
+    def generate(name, seed, *more):
         arguments = ("--checkpoint", trained / "vae.pt", "--out", tmp_path / name, "--seed", seed)
-        assert call(decoder_generate, *arguments).status == 0
+        assert call(decoder_generate, *arguments, *more).status == 0
         return [file.read_bytes() for file in sorted((tmp_path / name).iterdir())]
 
     first = generate("a", 0)
     assert generate("b", 0) == first
     assert generate("a", 1) != first
+    assert generate("a", 0, "--draws", "random") != first
+
+
+def test_even_draws_fill_every_share_of_the_prior():
+    """Of 16 points of a scrambled Sobol sequence each 16th of N(0, 1) holds one, by its theory."""
+    for seed in range(5):
+        noise = decoder_generate.draw_noise(16, 3, seed, "even").double()
+        shares = 0.5 * (1 + torch.erf(noise / 2**0.5))
+        for column in (16 * shares).int().T:
+            assert sorted(column.tolist()) == list(range(16))
+
+
+@pytest.mark.parametrize("draws", ["even", "random"])
+def test_each_draw_is_a_sample_of_the_prior(draws):
+    """Over many seeds the last of 20 draws has the moments of N(0, I)."""
+    noise = torch.stack([decoder_generate.draw_noise(20, 2, s, draws)[-1] for s in range(4000)])
+    error = 1 / 4000**0.5
+    assert (noise.mean(0).abs() < 4 * error).all()
+    assert ((noise.square().mean(0) - 1).abs() < 4 * 2**0.5 * error).all()
+    assert noise.prod(1).mean().abs() < 4 * error
 
 
 def test_generated_pixels_are_the_decoders_means(trained, tmp_path, call):
@@ -459,6 +517,13 @@ def test_checkpoint_of_another_latent_size(tmp_path, call):
     arguments = ("--checkpoint", tmp_path / "a.pt", "--out", tmp_path / "i")
     assert call(decoder_generate, *arguments).status == 0
     assert_one_line(call(decoder_generate, *arguments, "--codes", tmp_path / "codes"), "needs 7")
+
+
+@pytest.mark.parametrize("path", ["/", "x" * 300])
+def test_generator_paths_that_cannot_be(trained, call, path):
+    result = call(decoder_generate, "--checkpoint", trained / "vae.pt", "--out", path)
+    assert_one_line(result)
+    assert_one_line(call(decoder_generate, "--checkpoint", path))
 
 
 @pytest.mark.parametrize("script", ["auto_encoder.py", "decoder_generate.py"])
