@@ -133,7 +133,15 @@ def test_same_seed_same_bytes(tmp_path, tiny_mnist, call):
     first = train("a", 0)
     assert len(first) == 7
     assert train("b", 0) == first
-    assert all(mine != theirs for mine, theirs in zip(train("c", 1), first, strict=True))
+
+
+def test_another_seed_other_bytes(tmp_path, tiny_mnist, call):
+    def train(name, seed):
+        arguments = flags(tmp_path / name, tiny_mnist, seed=seed, epochs=1)
+        assert call(auto_encoder, *arguments).status == 0
+        return digests(tmp_path / name)
+
+    assert all(one != other for one, other in zip(train("a", 0), train("b", 1), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +151,9 @@ def test_resume_equals_an_unbroken_run(tmp_path, tiny_mnist, call, monkeypatch, 
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
 
     def arguments(folder):
-        quick = {"epochs": 3, "batch_size": 200, "figures": folder / "figures"}
+        quick = {"epochs": 3, "batch_size": 200}
+        if not options:
+            quick["figures"] = folder / "figures"
         return flags(folder, tiny_mnist, **quick, **options)
 
     assert call(auto_encoder, *arguments(unbroken)).status == 0
@@ -286,20 +296,20 @@ def test_outputs_that_would_overwrite_each_other(tmp_path, tiny_mnist, call):
 @pytest.mark.parametrize(
     "options",
     [
-        {"latent_dim": 1},
+        {"latent_dim": 1, "figures": "figures"},
         {"latent_dim": 4},
         {"encoder": "network"},
         {"batch_size": 10**6},
         {"model": "ae"},
-        {"model": "ae", "latent_dim": 32, "batch_size": 64},
+        {"model": "ae", "latent_dim": 32, "batch_size": 64, "figures": "figures"},
     ],
 )
-def test_other_models_train_draw_and_generate(tmp_path, tiny_mnist, call, options):
-    arguments = flags(tmp_path, tiny_mnist, epochs=1, figures=tmp_path / "figures", **options)
-    result = call(auto_encoder, *arguments)
+def test_other_models_train_draw_and_generate(tmp_path, tiny_mnist, call, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    result = call(auto_encoder, *flags(tmp_path, tiny_mnist, epochs=1, **options))
     assert (result.status, result.stderr) == (0, "")
     assert LINE.fullmatch(result.stdout.splitlines()[0])
-    assert len(list((tmp_path / "figures").glob("*.png"))) == 5
+    assert len(list((tmp_path / "figures").glob("*.png"))) == (5 if "figures" in options else 0)
     out = tmp_path / "images"
     arguments = ("--checkpoint", tmp_path / "vae.pt", "--out", out, "--count", 3)
     assert call(decoder_generate, *arguments).status == 0
@@ -326,10 +336,7 @@ def test_validation_keeps_the_best_weights_and_patience_stops(
         return figures
 
     monkeypatch.setattr(auto_encoder, "train_epoch", rising)
-    arguments = flags(
-        tmp_path, tiny_mnist, epochs=5, validation=50, patience=2, figures=tmp_path / "figures"
-    )
-    result = call(auto_encoder, *arguments)
+    result = call(auto_encoder, *flags(tmp_path, tiny_mnist, epochs=5, validation=50, patience=2))
     assert result.status == 0
     assert len(weights) == 4
     kept = load_checkpoint(tmp_path / "vae.pt")
