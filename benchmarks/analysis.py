@@ -32,13 +32,21 @@ def main():
 
     codebook = vae.codebook()
     mean, logvar = vae.encode(x_test, codebook)
-    predicted = nearest_label(vae.codes(x, codebook), labels, mean)
+    known = vae.codes(x, codebook)
+    predicted = nearest_label(known, labels, mean)
     confused = np.zeros((10, 10), int)
     np.add.at(confused, (test_labels, predicted), 1)
     pairs = {
         f"{a} and {b}": int(confused[a, b] + confused[b, a])
         for a, b in itertools.combinations(range(10), 2)
     }
+    nearest = {"own": [], "another": []}  # distances to the nearest training code of such a digit
+    digits = torch.from_numpy(labels)
+    for codes, digit in zip(mean.split(500), torch.from_numpy(test_labels).split(500), strict=True):
+        distance = torch.cdist(codes, known, compute_mode="donot_use_mm_for_euclid_dist")
+        same = digit[:, None] == digits
+        nearest["own"].append(distance.masked_fill(~same, torch.inf).amin(1))
+        nearest["another"].append(distance.masked_fill(same, torch.inf).amin(1))
     bounds = [torch.sub(*vae.elbo(x_test, codebook)) for _ in range(SAMPLES)]
     gap = (vae.log_likelihood(x_test) - torch.stack(bounds).mean(0)).numpy()
     results = {
@@ -47,6 +55,9 @@ def main():
         "most_confused": sorted(pairs.items(), key=lambda pair: -pair[1])[:4],
         "accuracy_of_digit": {
             digit: float(confused[digit, digit] / confused[digit].sum()) for digit in range(10)
+        },
+        "median_distance": {
+            digit: torch.cat(parts).median().item() for digit, parts in nearest.items()
         },
         "deviation_of_codes": mean.std(0).tolist(),
         "median_deviation_of_posterior": (0.5 * logvar).exp().median().item(),

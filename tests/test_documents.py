@@ -44,7 +44,7 @@ ROWS = {  # the name of a row of the results: the figure of a run, its format
         ".1f",
     ),
 }
-test_tot = ROWS["L_tot"][0]
+held_out_tot = ROWS["L_tot"][0]
 
 
 def train_tot(run):
@@ -69,7 +69,7 @@ def train_line(run, epoch):
 
 
 def gap(run):
-    return f"{test_tot(run) + run['results']['log_likelihood']:.2f}"
+    return f"{held_out_tot(run) + run['results']['log_likelihood']:.2f}"
 
 
 def ablation_row(name):
@@ -121,15 +121,15 @@ def readme_phrases():
     yield f"The 20 images show {even['mean_digits']:.1f} different digits on average"
     yield f"with independent draws {random['mean_digits']:.1f}"
     yield f"the shipped ones show {even['digits_of_seed_0']}."
-    yield f"ours end at {test_tot(EPOCHS60):.2f} (sixty epochs, two latents)"
-    yield f"and {spread([test_tot(run) for run in LATENT20])} (20 latents, seeds 0, 1, 2)"
+    yield f"ours end at {held_out_tot(EPOCHS60):.2f} (sixty epochs, two latents)"
+    yield f"and {spread([held_out_tot(run) for run in LATENT20])} (20 latents, seeds 0, 1, 2)"
     latents = [name.split()[0] for name in ABLATION if name.endswith("latents")]
     yield f"{min(latents, key=lambda n: ABLATION[f'{n} latents']['L_tot'])} do best"
     for start, row in (("recipe: sigmoid", "recipe"), ("ours on the same 2,000", "ours")):
         assert start in README
         yield f"epochs | {RECIPE[row]['nats']:.2f} | {RECIPE[row]['per_pixel']:.4f} |"
-    ours, floor = mean(map(test_tot, AE32)), AE32[0]["results"]["entropy_of_grey_pixels"]
-    yield f"0, 1, 2 | {spread([test_tot(run) for run in AE32])} | {ours / 784:.4f} |"
+    ours, floor = mean(map(held_out_tot, AE32)), AE32[0]["results"]["entropy_of_grey_pixels"]
+    yield f"0, 1, 2 | {spread([held_out_tot(run) for run in AE32])} | {ours / 784:.4f} |"
     yield f"which no model can pass | {floor:.2f} | {floor / 784:.4f} |"
     yield f"Ours ends {ours - floor:.2f} nats above the floor"
 
@@ -153,6 +153,11 @@ def report_phrases():
     )
     pairs = ", ".join(f"{pair} ({count})" for pair, count in ANALYSIS["most_confused"][:3])
     yield f"the k-NN errs {ANALYSIS['errors']} times, most often between {pairs}."
+    distance = ANALYSIS["median_distance"]
+    yield (
+        f"{distance['own']:.4f} from the nearest training code of its own digit and "
+        f"{distance['another']:.2f} from the nearest of another"
+    )
     digits = sorted(ANALYSIS["accuracy_of_digit"].items(), key=lambda pair: pair[1])
     (worst, low), (best, high) = digits[0], digits[-1]
     yield f"Best is digit {best} with {100 * high:.1f} %"
@@ -172,8 +177,8 @@ def report_phrases():
     yield f"(real test images: {100 * GENERATION['confidence_in_test_images']:.1f} %)"
     yield f"they show {random['mean_digits']:.1f} and {even['mean_digits']:.1f} different digits"
     yield f"the shipped 20 show {even['digits_of_seed_0']}."
-    yield f"the same networks reach {spread([test_tot(run) for run in LATENT20])}"
-    overfit = test_tot(DEFAULT) - train_tot(DEFAULT)
+    yield f"the same networks reach {spread([held_out_tot(run) for run in LATENT20])}"
+    overfit = held_out_tot(DEFAULT) - train_tot(DEFAULT)
     yield f"The training L_tot is {overfit:.2f} nats below the test L_tot"
 
 
