@@ -50,7 +50,7 @@ def plane_of(codes):
     origin = codes.mean(0)
     missing = [(0, max(0, 2 - size)) for size in codes.shape]  # one number makes a flat line
     _, scale, directions = np.linalg.svd(np.pad(codes - origin, missing), full_matrices=False)
-    shares = (scale**2 / max((scale**2).sum(), np.finfo(float).tiny))[:2]
+    shares = (scale**2 / max((scale**2).sum(), np.finfo(np.float32).tiny))[:2]
     names = tuple(
         f"{name} principal component, {share:.0%} of the variance"
         for name, share in zip(("first", "second"), shares, strict=True)
