@@ -80,6 +80,8 @@ def draw_scatter(points, labels, plane, title):
 
 def draw_manifold(images, points, plane, title):
     """Decoded codes as a map of the plane: images [S * S, 784] at points [S * S, 2]."""
+    from matplotlib.ticker import MaxNLocator
+
     side = math.isqrt(len(images))
     figure = _figure(5.4, 4.8)
     axes = figure.subplots()
@@ -87,8 +89,10 @@ def draw_manifold(images, points, plane, title):
     axes.imshow(_mosaic(images, side), cmap="gray_r", vmin=0, vmax=1, extent=extent)
     columns, rows = points[:side, 0], points[::-side, 1]
     middles = np.arange(side) + 0.5
-    axes.set_xticks(middles[1::3], [f"{value:.1f}" for value in columns[1::3]])
-    axes.set_yticks(middles[1::3], [f"{value:.1f}" for value in rows[1::3]])
+    for set_ticks, codes in ((axes.set_xticks, columns), (axes.set_yticks, rows)):
+        values = MaxNLocator(5).tick_values(codes[0], codes[-1])
+        values = values[(values >= codes[0]) & (values <= codes[-1])]
+        set_ticks(np.interp(values, codes, middles), [f"{value:g}" for value in values])
     _name_axes(axes, plane, title)
     return _png(figure)
 
@@ -131,7 +135,7 @@ def draw_scatter_epochs(points, labels, plane):
     figure, panels = _panels(points, 3.0)
     everything = np.concatenate(list(points.values()))
     for axes, (epochs, part) in zip(panels, points.items(), strict=True):
-        _scatter(axes, part, labels, marker_area=5, digit_size=15)
+        _scatter(axes, part, labels, marker_area=5, digit_size=15 if epochs else 0)
         _square(axes, everything)
         axes.set_title(_after(epochs), fontsize=13)
     figure.supxlabel(plane.names[0], fontsize=13)
@@ -182,7 +186,7 @@ def draw_loss(curves):
     axes.yaxis.set_minor_formatter("{x:.0f}")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epochs", fontsize=12)
-    axes.set_ylabel("$L_{tot}$, nats per image", fontsize=12)
+    axes.set_ylabel("$L_{tot}$, nats per image (log scale)", fontsize=12)
     axes.tick_params(which="both", labelsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", which="both", alpha=0.25)
@@ -243,6 +247,8 @@ def _scatter(axes, points, labels, marker_area, digit_size):
             alpha=0.8,
             label=digit,
         )
+        if not digit_size:
+            continue
         written.append(densest(own, written, apart))
         axes.annotate(
             str(digit),
