@@ -128,7 +128,7 @@ def main():
     torch.manual_seed(args.seed)
     options = {"encoder": args.encoder} if args.encoder else {}
     model = MODELS[args.model](args.latent_dim, **options).to(device)
-    encoder = "exact" if model.encoder is None else "network"
+    encoder = encoder_kind(model)
     settings = {
         "model": args.model,
         "latent_dim": args.latent_dim,
@@ -229,6 +229,16 @@ def idx_md5(images):
     return hashlib.md5(header + images.tobytes(), usedforsecurity=False).hexdigest()
 
 
+def encoder_kind(model):
+    """The model's encoder as --encoder names it: "exact" or "network"."""
+    return "exact" if model.encoder is None else "network"
+
+
+def codebook_of(model):
+    """What an exact encoder looks images up in; a network needs none."""
+    return model.codebook() if encoder_kind(model) == "exact" else None
+
+
 def make_optimizers(model):
     """Muon (Jordan et al. 2024) for the hidden layers' matrices, Adam for all else.
 
@@ -240,7 +250,7 @@ def make_optimizers(model):
             matrices = [p for p in network.parameters() if p.ndim == 2]
             hidden += matrices[1:-1]
     others = [p for p in model.parameters() if all(p is not matrix for matrix in hidden)]
-    decay = WEIGHT_DECAYS["exact" if model.encoder is None else "network"]
+    decay = WEIGHT_DECAYS[encoder_kind(model)]
     return [
         torch.optim.Muon(hidden, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.Adam(others, fused=True),
@@ -332,14 +342,13 @@ def train_epoch(model, optimizers, x, watched, epoch, settings):
     batches = torch.randperm(len(x)).split(settings["batch_size"])
     total_steps = settings["epochs"] * len(batches)
     sums = torch.zeros(2, device=x.device)
-    codebook = None
     bar = tqdm(batches, f"epoch {epoch}", unit="step", leave=False, disable=None)
     for step, batch in enumerate(bar):
         progress = (epoch * len(batches) + step) / total_steps
         for group in itertools.chain(*(optimizer.param_groups for optimizer in optimizers)):
             group["lr"] = learning_rate(progress, settings["lr"])
-        if model.encoder is None and step % REFRESH == 0:
-            codebook = model.codebook()
+        if step % REFRESH == 0:
+            codebook = codebook_of(model)
         likelihood, divergence = model.elbo(x[batch.to(x.device)], codebook)
         model.zero_grad()
         (divergence - likelihood).mean().backward()
@@ -348,17 +357,17 @@ def train_epoch(model, optimizers, x, watched, epoch, settings):
         sums += torch.stack([likelihood.detach().sum(), divergence.detach().sum()])
     figures = {"train": elbo_figures(sums / len(x))}
     model.eval()
-    figures |= {name: mean_elbo(model, images) for name, images in watched.items()}
+    codebook = codebook_of(model)
+    figures |= {name: mean_elbo(model, images, codebook) for name, images in watched.items()}
     if isinstance(model, AutoEncoder):
         model.fit_samples(x[:SAMPLED])
     return figures | {"seconds": round(time.perf_counter() - started, 2)}
 
 
 @torch.no_grad()
-def mean_elbo(model, x):
-    """Mean likelihood and divergence over images [N, 784], nats per image."""
+def mean_elbo(model, x, codebook):
+    """Mean likelihood and divergence, nats per image; arguments as those of `VAE.elbo`."""
     torch.manual_seed(0)
-    codebook = model.codebook() if model.encoder is None else None
     parts = [torch.stack(model.elbo(part, codebook)) for part in x.split(BATCH)]
     return elbo_figures(torch.cat(parts, dim=1).mean(1))
 
@@ -389,7 +398,8 @@ def format_elbo(figures):
 def evaluate(model, x, labels, x_test, test_labels):
     """Figures on the full test set; `x` and `labels` are the training images'."""
     model.eval()
-    results = {"test": mean_elbo(model, x_test)}
+    codebook = codebook_of(model)
+    results = {"test": mean_elbo(model, x_test, codebook)}
     if isinstance(model, VAE):
         torch.manual_seed(0)
         binarized = torch.bernoulli(x_test.cpu()).to(x_test.device)
@@ -401,7 +411,6 @@ def evaluate(model, x, labels, x_test, test_labels):
         # A pixel's cross-entropy is lowest where the decoder gives its grey value itself.
         entropy = F.binary_cross_entropy(x_test, x_test, reduction="none")
         results["entropy_of_grey_pixels"] = entropy.sum(1).mean().item()
-    codebook = model.codebook() if model.encoder is None else None
     with fast_matmul():  # neighbours need no last digits, and there are 60,000
         known = torch.cat([model.codes(part, codebook) for part in x.split(10 * BATCH)])
     predicted = nearest_label(known, labels, model.codes(x_test[-SCATTERED:], codebook))

@@ -23,6 +23,7 @@ import numpy as np
 PROJECT = Path(__file__).resolve().parent
 IMAGE_SHAPE = (28, 28)
 COLUMNS = 1 + math.prod(IMAGE_SHAPE)  # of a table of digits: the label and the pixels
+LABEL_NAMES = ("label", "labels", "class", "digit", "target", "y")  # of that column
 FILES = {  # split: (images, labels), the names that LeCun gave them
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -154,14 +155,14 @@ def _read_table(path):
                 warnings.simplefilter("ignore")  # numpy's word on an empty table; ours is below
                 warnings.simplefilter("error", DeprecationWarning)  # numpy 1 would round 0.5 to 0
                 table = np.loadtxt(file, np.uint8, comments=None, delimiter=",", ndmin=2)
+            if table.shape[1] != COLUMNS:
+                raise ValueError(f"{table.shape[1]} columns")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except InputError:
         raise
     except ValueError as error:
         raise InputError(f"{path}, {_first_mistake(path)}") from error
-    if table.shape[1] != COLUMNS:
-        raise InputError(f"{path}, {_first_mistake(path)}")
     column = _label_column(path, table, names)
     labels = table[:, column].astype(np.int64)
     if labels.max() > 9:
@@ -184,14 +185,7 @@ def _label_column(path, table, names):
     """The first column or the last: that named so, or more like digits than a corner pixel."""
 
     def likeness(column):
-        named = bool(names) and names[column] in (
-            "label",
-            "labels",
-            "class",
-            "digit",
-            "target",
-            "y",
-        )
+        named = bool(names) and names[column] in LABEL_NAMES
         values = table[:, column]
         return named, len(np.unique(values[values <= 9])), -np.count_nonzero(values > 9)
 

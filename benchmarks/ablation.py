@@ -8,7 +8,6 @@ Trains on the first 55,000 training images for 10 epochs, on one thread, and eva
 """
 
 import contextlib
-import json
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -21,12 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import auto_encoder
 import models
-from data import load_digits
+from data import PROJECT, load_digits
 from models import VAE
 
 EPOCHS, TRAINED = 10, 55_000
@@ -96,7 +94,7 @@ def run_variant(name):
         torch.manual_seed(0)
         vae = VAE()
         optimizers = auto_encoder.make_optimizers(vae)
-        lr = auto_encoder.LEARNING_RATES[vae.config["encoder"]]
+        lr = auto_encoder.LEARNING_RATES[auto_encoder.encoder_kind(vae)]
         settings = {"seed": 0, "epochs": EPOCHS, "batch_size": 256, "lr": lr}
         started = time.perf_counter()
         for epoch in range(EPOCHS):
@@ -120,7 +118,7 @@ def main(names):
             print(f"{name:35}", "  ".join(f"{key} {value}" for key, value in row.items()))
             sys.stdout.flush()
     if write:
-        (PROJECT / "benchmarks/ablation.json").write_text(json.dumps(rows, indent=1) + "\n")
+        auto_encoder.write_json(PROJECT / "benchmarks/ablation.json", rows)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from auto_encoder import as_input
-from data import load_digits
+from auto_encoder import as_input, write_json
+from data import PROJECT, load_digits
 from decoder_generate import draw_noise
 from models import load_decoder
 
@@ -96,9 +95,8 @@ def main():
         "confidence_in_test_images": confidence.mean().item(),
         **{draws: judge(classifier, decoder, draws) for draws in ("random", "even")},
     }
-    text = json.dumps(results, indent=1)
-    print(text)
-    (PROJECT / "benchmarks/generation.json").write_text(text + "\n")
+    print(json.dumps(results, indent=1))
+    write_json(PROJECT / "benchmarks/generation.json", results)
 
 
 if __name__ == "__main__":

@@ -3,18 +3,16 @@
 python benchmarks/quadrature.py     # about a minute on two cores; writes quadrature.json
 """
 
-import json
 import sys
 import time
 from pathlib import Path
 
 import torch
 
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from auto_encoder import as_input
-from data import load_digits
+from auto_encoder import as_input, write_json
+from data import PROJECT, load_digits
 from models import load_checkpoint
 
 SIDES = (81, 162, 324, 648)  # nodes a side of the grid; the third is the default
@@ -30,7 +28,7 @@ def main():
         seconds = time.perf_counter() - started
         rows.append({"side": side, "log_likelihood": mean, "seconds": round(seconds, 1)})
         print(rows[-1], flush=True)
-    (PROJECT / "benchmarks/quadrature.json").write_text(json.dumps(rows, indent=1) + "\n")
+    write_json(PROJECT / "benchmarks/quadrature.json", rows)
 
 
 if __name__ == "__main__":

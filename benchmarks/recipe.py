@@ -8,7 +8,6 @@ tested on all 10,000 test images.
 """
 
 import itertools
-import json
 import sys
 import time
 from pathlib import Path
@@ -17,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import auto_encoder
-from data import load_digits
+from data import PROJECT, load_digits
 from models import AutoEncoder
 
 IMAGES, EPOCHS, BATCH_SIZE = 2000, 100, 64
@@ -53,7 +51,7 @@ def train_ours(x, x_test):
     settings = {"seed": 0, "epochs": EPOCHS, "batch_size": BATCH_SIZE, "lr": lr}
     for epoch in range(EPOCHS):
         auto_encoder.train_epoch(model, optimizers, x, {}, epoch, settings)
-    return auto_encoder.mean_elbo(model, x_test)["L_tot"]
+    return auto_encoder.mean_elbo(model, x_test, None)["L_tot"]
 
 
 def main():
@@ -68,7 +66,7 @@ def main():
         seconds = round(time.perf_counter() - started, 1)
         rows[name] = {"nats": nats, "per_pixel": nats / 784, "seconds": seconds}
         print(f"{name}: {nats:.2f} nats, {nats / 784:.4f} per pixel, {seconds} s", flush=True)
-    (PROJECT / "benchmarks/recipe.json").write_text(json.dumps(rows, indent=1) + "\n")
+    auto_encoder.write_json(PROJECT / "benchmarks/recipe.json", rows)
 
 
 if __name__ == "__main__":

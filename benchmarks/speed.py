@@ -20,11 +20,10 @@ from pathlib import Path
 
 import torch
 
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import auto_encoder
-from data import load_digits
+from data import PROJECT, load_digits
 from models import PIXELS, VAE
 
 
@@ -134,9 +133,8 @@ def main():
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
     }
-    text = json.dumps(results, indent=1)
-    print(text)
-    (PROJECT / "benchmarks/speed.json").write_text(text + "\n")
+    print(json.dumps(results, indent=1))
+    auto_encoder.write_json(PROJECT / "benchmarks/speed.json", results)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,18 @@ def write_idx_folder(folder, train, test):
     return folder
 
 
+def table_of(images, labels, label="first"):
+    """The lines of a table of digits."""
+    columns = [labels[:, None], images.reshape(len(images), 784)]
+    rows = np.hstack(columns if label == "first" else columns[::-1])
+    return [",".join(map(str, row)) for row in rows]
+
+
+def write_lines(path, lines):
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
 @pytest.fixture(scope="session")
 def mnist():
     """All of MNIST: train_images, train_labels, test_images, test_labels."""

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conftest import MNIST, PROJECT, idx_bytes, write_idx_folder
+from conftest import MNIST, PROJECT, idx_bytes, table_of, write_idx_folder, write_lines
 
 import data
 from data import InputError, load_digits, replace_images, write_file
@@ -81,18 +81,6 @@ def test_layouts(folder, mnist, tmp_path, layout, compressed):
     images, labels = load_digits(tmp_path / "elsewhere", "test")
     assert np.array_equal(images, mnist.test_images[:20])
     assert np.array_equal(labels, mnist.test_labels[:20])
-
-
-def table_of(images, labels, label="first"):
-    """The lines of a table of digits."""
-    columns = [labels[:, None], images.reshape(len(images), 784)]
-    rows = np.hstack(columns if label == "first" else columns[::-1])
-    return [",".join(map(str, row)) for row in rows]
-
-
-def write_lines(path, lines):
-    path.write_text("".join(line + "\n" for line in lines))
-    return path
 
 
 HEADERS = {

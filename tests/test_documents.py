@@ -12,6 +12,8 @@ from statistics import mean, stdev
 import pytest
 from conftest import PROJECT
 
+from auto_encoder import format_elbo, format_epoch
+
 
 def read_json(name):
     return json.loads((PROJECT / name).read_text())
@@ -55,17 +57,8 @@ def spread(figures, form=".2f"):
     return f"{mean(figures):{form}} ± {stdev(figures):{form}}"
 
 
-def terms(figures):
-    return " ".join(f"{name} {value:.2f}" for name, value in figures.items())
-
-
-def log_line(run, epoch):
-    entry = run["log"][epoch]
-    return f"epoch {epoch}: {terms(entry['train'])} | test {terms(entry['test'])}"
-
-
 def train_line(run, epoch):
-    return f"epoch {epoch}: {terms(run['log'][epoch]['train'])}"
+    return f"epoch {epoch}: {format_elbo(run['log'][epoch]['train'])}"
 
 
 def gap(run):
@@ -91,7 +84,7 @@ def result_rows(*, with_network):
 
 def readme_phrases():
     yield from result_rows(with_network=False)
-    yield from (log_line(DEFAULT, epoch) for epoch in (0, 1, 19))
+    yield from (format_epoch(epoch, DEFAULT["log"][epoch]) for epoch in (0, 1, 19))
     yield from (train_line(EPOCHS60, epoch) for epoch in (0, 1, 59))
     yield from (train_line(LATENT20[0], epoch) for epoch in (0, 1, 19))
     yield from map(ablation_row, ABLATION)

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT, assert_one_line, command
+from conftest import PROJECT, assert_one_line, command, table_of, write_lines
 from PIL import Image
 
 import auto_encoder
@@ -280,9 +280,8 @@ def test_paths_that_cannot_be(tmp_path, tiny_mnist, call, monkeypatch, flag, pat
 
 
 def test_table_is_not_overwritten(tmp_path, mnist, call):
-    table = np.c_[mnist.train_labels[:50], mnist.train_images[:50].reshape(50, 784)]
-    path = tmp_path / "digits.csv"
-    np.savetxt(path, table, fmt="%d", delimiter=",")
+    lines = table_of(mnist.train_images[:50], mnist.train_labels[:50])
+    path = write_lines(tmp_path / "digits.csv", lines)
     before = path.read_bytes()
     assert_one_line(call(auto_encoder, *flags(tmp_path, path, scatter=path)), path)
     assert path.read_bytes() == before
@@ -364,11 +363,9 @@ def test_validation_images_are_not_trained_on(tmp_path, tiny_mnist, mnist, call,
 @pytest.mark.parametrize("options", [{}, {"latent_dim": 3}, {"model": "ae"}])
 def test_three_images_of_one_digit(tmp_path, mnist, call, options):
     """Nothing to learn, but nothing to fall over either."""
-    three = mnist.train_images[mnist.train_labels == 5][:3].reshape(3, 784)
-    path = tmp_path / "digits.csv"
+    three = mnist.train_images[mnist.train_labels == 5][:3]
     header = ",".join(["label", *map(str, range(784))])
-    table = np.c_[[5, 5, 5], three]
-    np.savetxt(path, table, fmt="%d", delimiter=",", header=header, comments="")
+    path = write_lines(tmp_path / "digits.csv", [header, *table_of(three, np.full(3, 5))])
     arguments = flags(tmp_path, path, epochs=1, figures=tmp_path / "figures", **options)
     result = call(auto_encoder, *arguments)
     assert (result.status, result.stderr) == (0, "")
@@ -377,9 +374,9 @@ def test_three_images_of_one_digit(tmp_path, mnist, call, options):
 
 @pytest.mark.parametrize("options", [{}, {"model": "ae", "latent_dim": 32}])
 def test_table_of_digits(tmp_path, mnist, call, options):
-    table = np.c_[mnist.train_labels[:200], mnist.train_images[:200].reshape(200, 784)]
-    np.savetxt(tmp_path / "digits.csv", table, fmt="%d", delimiter=",")
-    arguments = flags(tmp_path, tmp_path / "digits.csv", epochs=1, **options)
+    lines = table_of(mnist.train_images[:200], mnist.train_labels[:200])
+    path = write_lines(tmp_path / "digits.csv", lines)
+    arguments = flags(tmp_path, path, epochs=1, **options)
     assert call(auto_encoder, *arguments).status == 0
     metrics = json.loads((tmp_path / "vae.json").read_text())
     assert 155 <= metrics["settings"]["training_images"]["count"] <= 165
