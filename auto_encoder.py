@@ -12,6 +12,7 @@ Then `python decoder_generate.py` draws new digits with the decoder.
 
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -36,28 +37,32 @@ from data import (
     load_digits,
     positive_number,
     run,
+    say,
     whole_number,
-    write_file,
+    write_files,
 )
 from models import (
     BATCH,
     MODELS,
+    PIXELS,
     VAE,
     AutoEncoder,
+    checkpoint_bytes,
     damage_reported,
     read_checkpoint,
-    save_checkpoint,
-    write_tensors,
+    tensor_bytes,
 )
 
-RESUME_FORMAT = "mnist-auto-encoder-resume-2"
+RESUME_FORMAT = "mnist-auto-encoder-resume-3"
 FIGURES = ("scatter_epochs", "reconstructions", "loss", "sanity_check", "manifold")
 LEARNING_RATES = {"exact": 5e-3, "network": 3e-3}  # by the encoder
 WEIGHT_DECAYS = {"exact": 0.0, "network": 0.4}  # of the hidden matrices
 SCATTERED = 1000  # the homework asks for the last 1000 test images
 WARMUP = 0.05  # share of the steps in which the learning rate rises
+HOPELESS = 10 * math.log(2) * PIXELS  # nats; a tenth of it needs no training: all pixels 0.5
 REFRESH = 50  # steps between two codebooks; the decoder moves little in between
 SAMPLED = 10_000  # training images to whose codes an AutoEncoder fits what it samples from
+PICTURE = 2**20  # bytes that a picture may need
 NEIGHBOURS = 15  # k of the k-NN classifier that judges the codes
 
 
@@ -123,12 +128,13 @@ def main():
     device = choose_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
-    files = output_files(args)
-    digits = read_digits(args, device)
     torch.manual_seed(args.seed)
     options = {"encoder": args.encoder} if args.encoder else {}
     model = MODELS[args.model](args.latent_dim, **options).to(device)
     encoder = encoder_kind(model)
+    files = output_files(args)
+    check_writable(sizes(files, model))
+    digits = read_digits(args, device)
     settings = {
         "model": args.model,
         "latent_dim": args.latent_dim,
@@ -145,26 +151,32 @@ def main():
     history = train(model, digits, args, files, identity)
     log, epochs = history["log"], best_epoch(history["log"]) + 1
     results = evaluate(model, digits.x, digits.labels, digits.x_test, digits.test_labels)
-    save_checkpoint(files["checkpoint"], model, **identity, epochs=epochs, results=results)
-    for name, picture in draw(model, digits, history, args).items():
-        write_file(files[name], picture)
     metrics = {
         **identity,
         "epochs": epochs,
         "results": results,
         "training_seconds": round(sum(epoch["seconds"] for epoch in log), 1),
-        "total_seconds": round(time.perf_counter() - started, 1),
         "machine": machine(device),
         "log": log,
     }
-    write_json(files["metrics"], metrics)
-    print(format_results(metrics))
+    pictures = draw(model, digits, history, args)
+    metrics["total_seconds"] = round(time.perf_counter() - started, 1)
+    write_files(
+        {files[name]: picture for name, picture in pictures.items()}
+        | {
+            files["checkpoint"]: checkpoint_bytes(
+                model, **identity, epochs=epochs, results=results
+            ),
+            files["metrics"]: json_bytes(metrics),
+        }
+    )
+    say(format_results(metrics))
     wrote = [files[name] for name in ("checkpoint", "metrics", "scatter")]
-    print(f"wrote {', '.join(map(str, wrote + [args.figures] * bool(args.figures)))}")
+    say(f"wrote {', '.join(map(str, wrote + [args.figures] * bool(args.figures)))}")
 
 
 def output_files(args):
-    """The path of each output, all of them found writable before the long work."""
+    """The path of each output, all of them different."""
     if not args.checkpoint.name:
         raise InputError(f"--checkpoint {args.checkpoint}: is a folder; name a file")
     files = {
@@ -175,14 +187,19 @@ def output_files(args):
     }
     if args.figures:
         files |= {name: args.figures / f"{name}.png" for name in FIGURES}
-    if args.data.is_file():
-        files["data"] = args.data
-    for name, path in files.items():
-        if any(path.resolve() == files[other].resolve() for other in files if other != name):
+    taken = {args.data.resolve()}
+    for path in files.values():
+        if path.resolve() in taken:
             raise InputError(f"{path}: would be overwritten; name another output")
-        if name != "data":
-            check_writable(path)
+        taken.add(path.resolve())
     return files
+
+
+def sizes(files, model):
+    """About how many bytes each output needs: {path: bytes}."""
+    weights = sum(weight.nbytes for weight in model.state_dict().values())
+    needed = {"checkpoint": weights, "resume": 4 * weights}  # with the optimizers' state
+    return {path: needed.get(name, PICTURE) for name, path in files.items()}
 
 
 class Digits(NamedTuple):
@@ -280,15 +297,17 @@ def train(model, digits, args, files, identity):
         while len(log) < args.epochs and not out_of_patience(log, args.patience):
             epoch = len(log)
             log.append(train_epoch(model, optimizers, digits.x_train, watched, epoch, settings))
+            contents = {}
             if best_epoch(log) == epoch:
                 history["best"] = {name: w.clone() for name, w in model.state_dict().items()}
-                save_checkpoint(files["checkpoint"], model, **identity, epochs=len(log))
+                contents[files["checkpoint"]] = checkpoint_bytes(model, **identity, epochs=len(log))
             if str(len(log)).rstrip("0") in ("1", "2", "5"):  # 1, 2, 5, 10, 20, 50, ...
                 history["snapshots"][len(log)] = snapshot(model, digits)
-            write_json(files["metrics"], {**identity, "log": log})
-            save_resume(files["resume"], settings, model, optimizers, history)
+            contents[files["metrics"]] = json_bytes({**identity, "log": log})
+            contents[files["resume"]] = resume_bytes(settings, model, optimizers, history)
+            write_files(contents)
             saved = len(log)
-            print(format_epoch(epoch, log[-1]), flush=True)
+            say(format_epoch(epoch, log[-1]))
     except KeyboardInterrupt:
         kept = f" after {saved} epochs; they are saved, --resume continues" if saved else ""
         raise KeyboardInterrupt(kept) from None
@@ -356,6 +375,8 @@ def train_epoch(model, optimizers, x, watched, epoch, settings):
             optimizer.step()
         sums += torch.stack([likelihood.detach().sum(), divergence.detach().sum()])
     figures = {"train": elbo_figures(sums / len(x))}
+    if figures["train"]["L_tot"] > HOPELESS:
+        raise diverged(figures["train"]["L_tot"])
     model.eval()
     codebook = codebook_of(model)
     figures |= {name: mean_elbo(model, images, codebook) for name, images in watched.items()}
@@ -375,12 +396,19 @@ def mean_elbo(model, x, codebook):
 def elbo_figures(means):
     likelihood, divergence = means.tolist()
     if not math.isfinite(likelihood + divergence):
-        raise InputError("the loss is no longer a finite number; give a smaller --lr")
+        raise diverged(divergence - likelihood)
     return {
         "L_tot": divergence - likelihood,
         "L_likelihood": likelihood,
         "L_divergence": divergence,
     }
+
+
+def diverged(loss):
+    return InputError(
+        f"--lr: training diverges, the loss is {loss:.3g} nats an image; give a smaller one (what "
+        "was saved before is kept)"
+    )
 
 
 def format_epoch(epoch, figures):
@@ -446,6 +474,7 @@ def snapshot(model, digits):
     }
 
 
+@plots.own_style()
 def draw(model, digits, history, args):
     """The pictures: {name of the output: the bytes of a PNG file}."""
     log, trained = history["log"], best_epoch(history["log"]) + 1
@@ -482,33 +511,46 @@ def examples(labels):
     return np.concatenate([np.resize(np.flatnonzero(labels == d), 10) for d in np.unique(labels)])
 
 
-def save_resume(path, settings, model, optimizers, history):
-    """All that `restore` needs, in one file, so that a kill between two files does no harm."""
+def resume_bytes(settings, model, optimizers, history):
+    """All that `restore` needs, for one file, so that a kill between two files does no harm.
+
+    With a checksum: what could go wrong with other contents would go wrong much later.
+    """
     contents = {
-        "format": RESUME_FORMAT,
         "settings": settings,
         "weights": model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "history": history,
     }
-    write_tensors(path, contents)
+    packed = tensor_bytes(contents)
+    return tensor_bytes(
+        {
+            "format": RESUME_FORMAT,
+            "sha256": hashlib.sha256(packed).hexdigest(),
+            "contents": torch.frombuffer(bytearray(packed), dtype=torch.uint8),
+        }
+    )
 
 
 def restore(path, settings, model, optimizers):
     """Put weights and optimizer back as they were after the last epoch; return the history."""
     saved = read_checkpoint(path, RESUME_FORMAT)
+    with damage_reported(path):
+        packed = saved["contents"].numpy().tobytes()
+        if hashlib.sha256(packed).hexdigest() != saved["sha256"]:
+            raise ValueError("not what was saved")
+        saved = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
     for name, value in settings.items():
-        before = saved.get("settings", {}).get(name)
+        before = saved["settings"][name]
         if before != value:
             flag = "--data" if name == "training_images" else "--" + name.replace("_", "-")
             raise InputError(
                 f"--resume: {path} was made with another {flag} ({before}, not {value})"
             )
-    with damage_reported(path):
-        model.load_state_dict(saved["weights"])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        return {name: saved["history"][name] for name in ("log", "snapshots", "best")}
+    model.load_state_dict(saved["weights"])
+    for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
+    return saved["history"]
 
 
 def format_results(metrics):
@@ -552,7 +594,11 @@ def machine(device):
 
 
 def write_json(path, contents):
-    write_file(path, (json.dumps(contents, indent=1) + "\n").encode())
+    write_files({path: json_bytes(contents)})
+
+
+def json_bytes(contents):
+    return (json.dumps(contents, indent=1) + "\n").encode()
 
 
 if __name__ == "__main__":

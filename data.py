@@ -7,15 +7,20 @@ Nothing here imports PyTorch, and torchvision is imported only if MNIST must be 
 import argparse
 import contextlib
 import ctypes
+import errno
+import fcntl
 import gzip
+import itertools
 import math
 import os
 import re
+import secrets
 import shutil
 import sys
 import tempfile
 import warnings
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +34,7 @@ FILES = {  # split: (images, labels), the names that LeCun gave them
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 SUBFOLDERS = ("", "raw", "MNIST/raw")  # flat, or torchvision's layout
-IMAGE_NAME = re.compile(r"\d{2,}\.png")  # what replace_images writes and replaces
+LONGEST_LINE = 100_000  # characters: 785 columns, each with a long name
 MAX_ITEMS = 1_000_000  # a header may promise anything; the largest set of the kind has 814,255
 
 
@@ -67,13 +72,8 @@ def load_digits(path, split):
             raise InputError(f"{path}: {len(labels)} lines are too few to hold out a fifth")
         return images[chosen], labels[chosen]
     images_file, labels_file = _find(path, split) or _download(path, split)
-    images = _read_idx(images_file, dimensions=3)
     labels = _read_idx(labels_file, dimensions=1).astype(np.int64)
-    if len(images) != len(labels):
-        raise InputError(
-            f"{labels_file}: {len(labels)} labels, but {len(images)} images in "
-            f"{images_file.name}; the two files must belong together"
-        )
+    images = _read_idx(images_file, dimensions=3, count=len(labels))
     if labels.max() > 9:
         raise InputError(f"{labels_file}: label {labels.max()} found, but digits are 0 to 9")
     return images, labels
@@ -99,12 +99,20 @@ def _find(path, split):
     return None
 
 
-def _read_idx(path, dimensions):
-    """Read an idx file of unsigned bytes; the format is described at the foot of LeCun's page."""
+def _read_idx(path, dimensions, count=None):
+    """Read an idx file of unsigned bytes; the format is described at the foot of LeCun's page.
+
+    Its header is checked before memory is taken for what it promises, also against `count`.
+    """
     open_file = gzip.open if path.suffix == ".gz" else open
     try:
         with open_file(path, "rb") as file:
             shape = _idx_shape(path, file.read(4 + 4 * dimensions), dimensions)
+            if count not in (None, shape[0]):
+                raise InputError(
+                    f"{path}: {shape[0]} images, but the labels' file has {count} labels; the two "
+                    "files must belong together"
+                )
             size = math.prod(shape)
             body = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
@@ -141,35 +149,42 @@ def _idx_shape(path, header, dimensions):
 
 def _read_table(path):
     """All images uint8 [N, 28, 28] and labels int64 [N] of a table of digits."""
-    try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            line = file.readline()
-            if "\0" in line:
-                raise InputError(
-                    f"{path}: is not text; --data takes a table, or the idx files' folder"
-                )
-            names = _column_names(line)
-            if not names:
-                file.seek(0)
+    with read_lines(path) as lines:
+        line = next(lines, "")
+        if "\0" in line:
+            raise InputError(f"{path}: is not text; --data takes a table, or the idx files' folder")
+        names = _column_names(line)
+        lines = lines if names else itertools.chain([line], lines)
+        try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # numpy's word on an empty table; ours is below
                 warnings.simplefilter("error", DeprecationWarning)  # numpy 1 would round 0.5 to 0
-                table = np.loadtxt(file, np.uint8, comments=None, delimiter=",", ndmin=2)
+                table = np.loadtxt(lines, np.uint8, comments=None, delimiter=",", ndmin=2)
             if table.shape[1] != COLUMNS:
                 raise ValueError(f"{table.shape[1]} columns")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{path}, {_first_mistake(path)}") from error
+        except ValueError as error:
+            raise InputError(f"{path}, {_first_mistake(path)}") from error
     column = _label_column(path, table, names)
     labels = table[:, column].astype(np.int64)
     if labels.max() > 9:
         raise InputError(f"{path}, {_first_mistake(path, column)}")
-    pixels = np.delete(table, column, axis=1).reshape(-1, *IMAGE_SHAPE)
     order = np.random.default_rng(0).permutation(len(table))  # a table may be sorted by its labels
-    return pixels[order], labels[order]
+    pixels = table[:, 1:] if column == 0 else table[:, :-1]
+    return pixels[order].reshape(-1, *IMAGE_SHAPE), labels[order]
+
+
+@contextlib.contextmanager
+def read_lines(path):
+    """The lines of a text file as an iterator; what is longer than any line of ours, in parts.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            yield iter(partial(file.readline, LONGEST_LINE), "")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _column_names(line):
@@ -202,8 +217,8 @@ def _first_mistake(path, label_column=None):
     """Where a table is wrong, and how: only once it is known to be, as this reads slowly."""
     needed = f"a line needs a label and {COLUMNS - 1} pixels, with commas between them"
     number = 0
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
+    with read_lines(path) as lines:
+        for number, line in enumerate(lines, start=1):
             if not line.rstrip("\r\n") or (number == 1 and _column_names(line)):
                 continue
             words = [word.strip() for word in line.split(",")]
@@ -242,14 +257,14 @@ def _download(path, split):
             f"{missing}; put them there (torchvision, which can fetch them, does not load here: "
             f"{_one_line(error)})"
         ) from error
-    print(f"{missing}; downloading MNIST", file=sys.stderr)
+    say(f"{missing}; downloading MNIST", sys.stderr)
     try:
         with tempfile.TemporaryDirectory() as temporary:
             with contextlib.redirect_stdout(sys.stderr):  # stdout is the training log
                 datasets.MNIST(temporary, download=True)
-            for name in sum(FILES.values(), ()):
-                source = Path(temporary, "MNIST/raw", name)
-                write_file(path / "MNIST/raw" / name, source.read_bytes())
+            raw = Path("MNIST/raw")
+            fetched = {name: Path(temporary) / raw / name for name in sum(FILES.values(), ())}
+            write_files({path / raw / name: file.read_bytes() for name, file in fetched.items()})
     except InputError:
         raise
     except Exception as error:  # RuntimeError, URLError and others, depending on the release
@@ -265,42 +280,108 @@ def _one_line(error):
 
 
 @contextlib.contextmanager
-def _beside(path):
-    """Give a temporary name beside `path`, and report what goes wrong there as an InputError."""
-    if not path.name:
-        raise InputError(f"{path}: is a folder; name a file")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _reported(path):
+    """Report what goes wrong with `path` as an InputError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder; name a file")
-        try:
-            yield temporary
-        finally:
-            temporary.unlink(missing_ok=True)
+        yield
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); name another") from error
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); mend that or name another"
+        ) from error
 
 
-def write_file(path, data):
-    """Write bytes under a temporary name, then move them into place: whole or not at all.
+@contextlib.contextmanager
+def _beside(paths):
+    """Give each of `paths` a temporary name beside it: {path: temporary}.
+
+    Their folders are locked meanwhile, so that runs at the same time write one after the other. A
+    temporary file that is there nevertheless was left by a run that was killed, and is removed.
+    """
+    temporaries = {
+        path: path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp") for path in paths
+    }
+    with contextlib.ExitStack() as stack:
+        for folder in _in_one_order({path.parent for path in paths}):
+            with contextlib.suppress(OSError):  # some network file systems lock no folders
+                descriptor = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)  # freed when the process ends, however
+                for name in os.listdir(folder):
+                    of = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", name)
+                    if of and folder / of[1] in temporaries:
+                        _remove(folder / name)
+        try:
+            yield temporaries
+        finally:
+            for temporary in temporaries.values():
+                _remove(temporary)
+
+
+def _in_one_order(folders):
+    """Each folder once, in an order all processes share: else two could wait for each other."""
+    identities = {}
+    for folder in folders:
+        status = folder.stat()
+        identities[status.st_dev, status.st_ino] = folder
+    return [folder for _, folder in sorted(identities.items())]
+
+
+def _remove(path):
+    """Remove a file or a folder, if it is there and may be removed."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _target(path):
+    """Where `path` leads, through symbolic links, if a file can be there; its folder is made."""
+    target = Path(os.path.realpath(path))
+    with _reported(path):
+        if not path.name or target.is_dir():
+            raise InputError(f"{path}: is a folder; name a file")
+        if target.exists() and not target.is_file():
+            raise InputError(f"{path}: is not an ordinary file; name another")
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, "it is read-only")
+        target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def write_files(contents):
+    """Write files, {path: bytes}, each whole or not at all.
+
+    All are first written under temporary names, so that a full disk changes none of them, and then
+    moved into place.
 
     Raises:
-        InputError: the file cannot be written; what stood there before is untouched.
+        InputError: a file cannot be written; what stood there before is untouched.
     """
-    with _beside(Path(path)) as temporary:
-        temporary.write_bytes(data)
-        temporary.replace(path)
+    contents = {_target(Path(path)): data for path, data in contents.items()}
+    with _beside(contents) as temporaries:
+        _fill(temporaries, contents)
+        _move(temporaries)
 
 
-def check_writable(path):
-    """Find out, before the long work, whether `write_file` can write `path`.
+def _fill(temporaries, contents):
+    for path, temporary in temporaries.items():
+        with _reported(path):
+            temporary.write_bytes(contents[path])
+
+
+def _move(temporaries):
+    for path, temporary in temporaries.items():
+        with _reported(path):
+            temporary.replace(path)
+
+
+def check_writable(sizes):
+    """Find out before the long work whether `write_files` can: {path: bytes that it will need}.
 
     Raises:
-        InputError: it cannot.
+        InputError: a file cannot be written there, or there is no room for all of them.
     """
-    with _beside(Path(path)) as temporary:
-        temporary.touch()
+    contents = {_target(Path(path)): bytes(size) for path, size in sizes.items()}
+    with _beside(contents) as temporaries:
+        _fill(temporaries, contents)
 
 
 def replace_images(folder, images):
@@ -308,7 +389,8 @@ def replace_images(folder, images):
 
     The new set is written beside the folder and the two are exchanged in one system call, so that
     an interruption leaves the old set or the new. Where that cannot be (the folder holds other
-    things, which must not move; it is a mount point; Windows) the images go in one by one.
+    things, which must not move; it is a mount point; its parent is read-only) the images are moved
+    in one by one.
 
     Args:
         folder: made if it is not there.
@@ -318,40 +400,50 @@ def replace_images(folder, images):
         The names of other things in the folder, which are left alone.
 
     Raises:
-        InputError: the images cannot be written; what stood there before is untouched unless they
-            went in one by one.
+        InputError: the images cannot be written; what stood there before is untouched.
     """
-    folder = Path(folder)
-    if not folder.resolve().name:
+    target = Path(os.path.realpath(folder))
+    if not target.name:
         raise InputError(f"{folder}: give a folder of its own")
-    names = [f"{number:02d}.png" for number in range(len(images))]
-    new = folder.resolve().with_name(f".{folder.resolve().name}.{os.getpid()}.tmp")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        before = {entry.name for entry in folder.iterdir()}
-        ours = {name for name in before if IMAGE_NAME.fullmatch(name) and (folder / name).is_file()}
-        kept = sorted(before - ours)
-        for name in names:
-            if (folder / name).is_dir():
-                raise InputError(f"{folder / name}: is a folder; move it or give another --out")
-        try:
-            new.mkdir()
-            for name, image in zip(names, images, strict=True):
-                (new / name).write_bytes(image)
-            if not (kept or Path.cwd().is_relative_to(folder.resolve())):
-                shutil.copymode(folder, new)
-                with contextlib.suppress(OSError, AttributeError, TypeError):
-                    _exchange(new, folder.resolve())
-                    return kept
-            for name in names:
-                (new / name).replace(folder / name)
-            for name in ours - set(names):
-                (folder / name).unlink()
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); give another") from error
-    return kept
+    with _reported(folder):
+        target.mkdir(parents=True, exist_ok=True)
+        if not os.access(target, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "it is read-only")
+    files = {f"{number:02d}.png": image for number, image in enumerate(images)}
+    for name in files:
+        _target(target / name)
+    if not (_others(target) or Path.cwd().is_relative_to(target)):
+        with contextlib.suppress(OSError, AttributeError), _beside([target]) as temporaries:
+            new = temporaries[target]
+            _write_folder(new, files)
+            shutil.copymode(target, new)
+            _exchange(new, target)
+            return []
+    inside = target / "images"
+    with _beside([inside]) as temporaries, _reported(folder):
+        new = temporaries[inside]
+        _write_folder(new, files)
+        for name in files:
+            (new / name).replace(target / name)
+        for path in target.iterdir():
+            if _is_image(path) and path.name not in files:
+                path.unlink()
+    return _others(target)
+
+
+def _write_folder(folder, files):
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+
+
+def _is_image(path):
+    """Whether replace_images may have written it."""
+    return bool(re.fullmatch(r"\d{2,}\.png", path.name)) and path.is_file()
+
+
+def _others(folder):
+    return sorted(path.name for path in folder.iterdir() if not _is_image(path))
 
 
 def _exchange(one, other):
@@ -371,6 +463,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise InputError(message)
+
+    def print_help(self, file=None):
+        say(self.format_help().rstrip(), file)
 
 
 def whole_number(minimum, maximum=2**31 - 1):
@@ -397,8 +492,29 @@ def positive_number(text):
     return number
 
 
+def say(line, stream=None):
+    """Print a line on standard output, or on another stream, at once.
+
+    When nobody reads it any more, as with `| head -1`, go on in silence: the files count.
+
+    Raises:
+        InputError: the line cannot be written, say on a full disk.
+    """
+    stream = stream or sys.stdout
+    try:
+        print(line, file=stream, flush=True)
+    except OSError as error:
+        silence = os.open(os.devnull, os.O_WRONLY)  # else Python complains again when it ends
+        os.dup2(silence, stream.fileno())
+        os.close(silence)
+        if not isinstance(error, BrokenPipeError):
+            raise InputError(f"standard output: cannot be written ({error.strerror})") from error
+
+
 def run(main):
     """Run a script's `main()`; one line and exit 2 if the input is bad, exit 130 on Ctrl-C."""
+    _open_standard_streams()
+    status, line = 0, None
     try:
         main()
     except InputError as error:
@@ -407,7 +523,20 @@ def run(main):
         status, line = 2, f"{error.filename or 'input or output'}: {error.strerror}"
     except KeyboardInterrupt as interrupt:
         status, line = 130, f"interrupted{interrupt}"
-    else:
-        return
-    print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
-    sys.exit(status)
+    if status:
+        line = str(line).replace("\n", "\\n")  # as in the name of a file
+        with contextlib.suppress(InputError):
+            say(f"{Path(sys.argv[0]).name}: {line}", sys.stderr)
+        sys.exit(status)
+
+
+def _open_standard_streams():
+    """Let them take any character, and open those that the caller closed (`>&-`).
+
+    A file of ours would else get the number of a closed one, and what libraries write there.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (stays open)
+        with contextlib.suppress(AttributeError):  # a notebook has streams of its own
+            getattr(sys, name).reconfigure(errors="backslashreplace")

@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from data import PROJECT, InputError, Parser, replace_images, run, whole_number
+from data import PROJECT, InputError, Parser, read_lines, replace_images, run, say, whole_number
 from models import load_decoder
+
+MAX_IMAGES = 10_000
 
 
 # fmt: off
@@ -27,7 +29,7 @@ def parse_arguments():
     add("--out", type=Path, metavar="DIR", default=PROJECT / "imgs_generated",
         help="folder for 00.png, 01.png, ...; older images of such names in it are replaced "
         "(default imgs_generated beside this script)")
-    add("--count", type=whole_number(1, 10_000), metavar="N", default=20,
+    add("--count", type=whole_number(1, MAX_IMAGES), metavar="N", default=20,
         help="how many images (default %(default)s)")
     add("--seed", type=whole_number(0), metavar="N", default=0,
         help="the same seed gives the same images (default %(default)s)")
@@ -51,9 +53,9 @@ def main():
         images = torch.sigmoid(decoder(codes)).reshape(-1, 28, 28)
     pixels = (images * 255).round().to(torch.uint8).numpy()
     kept = replace_images(args.out, [png(image) for image in pixels])
-    print(f"wrote {len(pixels)} images to {args.out}")
+    say(f"wrote {len(pixels)} images to {args.out}")
     if kept:
-        print(f"{args.out}: left alone, not of this run: {', '.join(kept)}", file=sys.stderr)
+        say(f"{args.out}: left alone, not of this run: {', '.join(kept)}", sys.stderr)
 
 
 def draw_noise(count, latent_dim, seed, draws):
@@ -75,22 +77,23 @@ def read_codes(path, latent_dim):
     Raises:
         InputError: the file is missing, or a line is not `latent_dim` finite numbers.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--codes {path}: cannot be read as text ({error})") from error
     codes = []
-    for number, line in enumerate(lines, start=1):
-        words = line.replace(",", " ").split()
-        if not words:
-            continue
-        try:
-            code = [float(word) for word in words]
-        except ValueError:
-            code = []
-        if len(code) != latent_dim or not torch.tensor(code).isfinite().all():
-            raise InputError(f"--codes {path}, line {number}: needs {latent_dim} finite numbers")
-        codes.append(code)
+    with read_lines(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            words = line.replace(",", " ").split()
+            if not words:
+                continue
+            try:
+                code = [float(word) for word in words]
+            except ValueError:
+                code = []
+            if len(code) != latent_dim or not torch.tensor(code).isfinite().all():
+                raise InputError(
+                    f"--codes {path}, line {number}: needs {latent_dim} finite numbers"
+                )
+            codes.append(code)
+            if len(codes) > MAX_IMAGES:
+                raise InputError(f"--codes {path}: holds more than {MAX_IMAGES} codes")
     if not codes:
         raise InputError(f"--codes {path}: holds no codes")
     return torch.tensor(codes)

@@ -10,6 +10,10 @@ import io
 import itertools
 import json
 import math
+import pickletools
+import reprlib
+import warnings
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data import InputError, write_file
+from data import InputError, write_files
 
 PIXELS = 28 * 28
 SIDE = 81  # nodes a side of the grid of codes, a multiple of TILES
@@ -26,6 +30,12 @@ ENCODER_WIDTHS = (512, 512, 256)  # hidden layers, image side first
 DECODER_WIDTHS = (256, 256, 256, 256, 512)  # hidden layers, code side first
 BATCH = 1000  # images or codes at a time where memory, not speed, is at stake
 CHECKPOINT_FORMAT = "mnist-auto-encoder-2"
+PICKLED_NAMES = {  # all that the tensors of our files need
+    "torch._utils _rebuild_tensor_v2",
+    "torch FloatStorage",
+    "torch ByteStorage",
+    "collections OrderedDict",
+}
 
 
 class Layer(nn.Linear):
@@ -338,26 +348,32 @@ def _fit_posterior(x, codebook):
 
 
 def save_checkpoint(path, model, **metadata):
-    """Write the weights and sizes of a VAE or an AutoEncoder, and `metadata` (what JSON can hold).
+    """Write a VAE or an AutoEncoder to a file, and `metadata` (what JSON can hold).
 
     Raises:
         InputError: the file cannot be written.
     """
-    contents = {
-        "format": CHECKPOINT_FORMAT,
-        "model": next(name for name, kind in MODELS.items() if isinstance(model, kind)),
-        "config": model.config,
-        "metadata": json.loads(json.dumps(metadata)),  # plain types: all that weights_only reads
-        "weights": {name: weight.cpu() for name, weight in model.state_dict().items()},
-    }
-    write_tensors(path, contents)
+    write_files({path: checkpoint_bytes(model, **metadata)})
 
 
-def write_tensors(path, contents):
-    """torch.save, but whole or not at all; raises InputError if the file cannot be written."""
+def checkpoint_bytes(model, **metadata):
+    """What `save_checkpoint` writes."""
+    return tensor_bytes(
+        {
+            "format": CHECKPOINT_FORMAT,
+            "model": next(name for name, kind in MODELS.items() if isinstance(model, kind)),
+            "config": model.config,
+            "metadata": json.loads(json.dumps(metadata)),  # plain types: all weights_only reads
+            "weights": {name: weight.cpu() for name, weight in model.state_dict().items()},
+        }
+    )
+
+
+def tensor_bytes(contents):
+    """What torch.save writes."""
     buffer = io.BytesIO()
     torch.save(contents, buffer)
-    write_file(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def load_checkpoint(path):
@@ -398,17 +414,44 @@ def read_checkpoint(path, form=CHECKPOINT_FORMAT):
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; auto_encoder.py makes one")
     with damage_reported(path):
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        file = io.BytesIO(Path(path).read_bytes())
+        _check_archive(file)
+        contents = torch.load(file, map_location="cpu", weights_only=True)
         if contents["format"] != form:
-            raise InputError(f"{path}: of another format ({contents['format']!r}, not {form!r})")
+            found = reprlib.repr(contents["format"])
+            raise InputError(f"{path}: of another format ({found}, not {form!r})")
     return contents
+
+
+def _check_archive(file):
+    """Raise ValueError unless this is an intact file of ours, as PyTorch would not notice.
+
+    It reads weights whose checksum is wrong, unpacks compressed ones to any size, and lets a file
+    call more functions, such as bytearray, than our tensors need.
+    """
+    with zipfile.ZipFile(file) as archive:
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise ValueError("compressed")
+        if archive.testzip():
+            raise ValueError("a wrong checksum")
+        (pickled,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
+        names = [
+            name
+            for operation, name, _ in pickletools.genops(archive.read(pickled))
+            if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST")
+        ]
+    if not PICKLED_NAMES.issuperset(names):
+        raise ValueError("names that need not be there")
+    file.seek(0)
 
 
 @contextlib.contextmanager
 def damage_reported(path):
     """Report any error as an InputError: on damaged bytes the unpickler raises nearly anything."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the error is enough
+            yield
     except InputError:
         raise
     except Exception as error:
@@ -420,7 +463,15 @@ def damage_reported(path):
 
 def _build(module, config, weights):
     """Construct a module without memory for its weights, then give it those that were read."""
-    with torch.device("meta"):  # so that sizes in a damaged file cannot exhaust the memory
+    widths = [width for name, sizes in config.items() if "widths" in name for width in sizes]
+    sizes = [config["latent_dim"], *widths]
+    if len(sizes) > 100 or not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError("sizes that no model has")
+    with torch.device("meta"):
         built = module(**config)
+    for weight in weights.values():
+        plain = weight.dtype == torch.float32 and weight.is_contiguous()
+        if not plain or not weight.isfinite().all():
+            raise ValueError("weights that no model has")
     built.load_state_dict(weights, assign=True)
-    return built.float().eval()
+    return built.eval()

@@ -1,7 +1,10 @@
 """The pictures, as the bytes of PNG files. Matplotlib is imported only when one is drawn."""
 
+import contextlib
 import io
+import logging
 import math
+import os
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -56,6 +59,18 @@ def plane_of(codes):
         for name, share in zip(("first", "second"), shares, strict=True)
     )
     return Plane(origin, directions[:2, :latent_dim], names)
+
+
+@contextlib.contextmanager
+def own_style():
+    """Draw the same pictures for everyone, whatever their settings of matplotlib say."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of old settings, and caches
+    os.environ.pop("MPLBACKEND", None)  # no backend is used, and an unknown one ends the import
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
 
 
 def draw_scatter(points, labels, plane, title):

@@ -10,12 +10,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 import data
 import models
 
 PROJECT = Path(__file__).resolve().parent.parent
 MNIST = PROJECT / "mnist"
+
+slow_start = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+common = settings(database=None, deadline=10_000, suppress_health_check=slow_start)
+settings.register_profile("short", common, max_examples=40)
+settings.register_profile("long", common, max_examples=2000)
+settings.load_profile("short")
 
 
 def idx_bytes(array, magic=None):

@@ -15,7 +15,7 @@ import pytest
 from conftest import MNIST, PROJECT, idx_bytes, table_of, write_idx_folder, write_lines
 
 import data
-from data import InputError, load_digits, replace_images, write_file
+from data import InputError, load_digits, replace_images
 
 MD5 = {  # of the uncompressed files, as published with the data set's usual readers
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -205,7 +205,7 @@ def spoil(content):
         "a billion images": (sized(10**9, 28, 28) + body, "1000000000 images"),
         "32x32": (sized(30, 32, 32) + bytes(30 * 32 * 32), "32x32"),
         "labels": (idx_bytes(np.zeros(784 * 30 + 8)), "swapped"),
-        "fewer images": (sized(29, 28, 28) + body[:-784], "30 labels, but 29 images"),
+        "fewer images": (sized(29, 28, 28) + body[:-784], "29 images, .* 30 labels"),
     }
 
 
@@ -335,22 +335,6 @@ def test_failed_download_leaves_nothing(tmp_path, mirror, damage):
         load_digits(tmp_path / "new", "test")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "new").exists()
-
-
-def test_write_file_is_whole_or_not_at_all(tmp_path, monkeypatch):
-    target = tmp_path / "new folder/file"
-    write_file(target, b"old")
-
-    def full(self, content):
-        with open(self, "wb") as file:
-            file.write(content[:1])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(data.Path, "write_bytes", full)
-    with pytest.raises(InputError, match="No space left"):
-        write_file(target, b"new")
-    assert target.read_bytes() == b"old"
-    assert [file.name for file in target.parent.iterdir()] == ["file"]
 
 
 def contents(folder):
