@@ -62,7 +62,7 @@ WARMUP = 0.05  # share of the steps in which the learning rate rises
 HOPELESS = 10 * math.log(2) * PIXELS  # nats; a tenth of it needs no training: all pixels 0.5
 REFRESH = 50  # steps between two codebooks; the decoder moves little in between
 SAMPLED = 10_000  # training images to whose codes an AutoEncoder fits what it samples from
-PICTURE = 2**20  # bytes that a picture may need
+PICTURE = 2**19  # bytes, about as many as a picture has
 NEIGHBOURS = 15  # k of the k-NN classifier that judges the codes
 
 
@@ -133,7 +133,7 @@ def main():
     model = MODELS[args.model](args.latent_dim, **options).to(device)
     encoder = encoder_kind(model)
     files = output_files(args)
-    check_writable(sizes(files, model))
+    check_writable(room(files, model))
     digits = read_digits(args, device)
     settings = {
         "model": args.model,
@@ -195,11 +195,17 @@ def output_files(args):
     return files
 
 
-def sizes(files, model):
-    """About how many bytes each output needs: {path: bytes}."""
+def room(files, model):
+    """How many bytes of room each output needs, about: {path: bytes}.
+
+    Twice its size less what it has already, as it is written beside its older version.
+    """
     weights = sum(weight.nbytes for weight in model.state_dict().values())
-    needed = {"checkpoint": weights, "resume": 4 * weights}  # with the optimizers' state
-    return {path: needed.get(name, PICTURE) for name, path in files.items()}
+    sizes = {"checkpoint": weights, "resume": 4 * weights}  # with the optimizers' state
+    older = {path: path.stat().st_size if path.is_file() else 0 for path in files.values()}
+    return {
+        path: max(2 * sizes.get(name, PICTURE) - older[path], 0) for name, path in files.items()
+    }
 
 
 class Digits(NamedTuple):

@@ -307,8 +307,8 @@ def _beside(paths):
                 stack.callback(os.close, descriptor)
                 fcntl.flock(descriptor, fcntl.LOCK_EX)  # freed when the process ends, however
                 for name in os.listdir(folder):
-                    of = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", name)
-                    if of and folder / of[1] in temporaries:
+                    left = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", name)
+                    if left and folder / left[1] in temporaries:
                         _remove(folder / name)
         try:
             yield temporaries

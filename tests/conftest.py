@@ -1,6 +1,7 @@
 """Small real data, and ways to run the two scripts."""
 
 import gzip
+import hashlib
 import struct
 import subprocess
 import sys
@@ -85,6 +86,18 @@ def tiny_mnist(tmp_path_factory, mnist):
     )
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, small_mnist):
+    """The folder of a finished run of two epochs, by the real command line."""
+    folder = tmp_path_factory.mktemp("trained")
+    arguments = flags(folder, small_mnist, figures=folder / "figures")
+    result = command("auto_encoder.py", *arguments, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    (folder / "stdout").write_text(result.stdout)
+    (folder / "stderr").write_text(result.stderr)
+    return folder
+
+
 @pytest.fixture
 def call(capsys, monkeypatch):
     """Run a script's main in this process as its command line would; give status and output.
@@ -125,3 +138,43 @@ def assert_one_line(result, *parts):
     assert result.stderr.count("\n") == 1, result.stderr
     for part in parts:
         assert str(part) in result.stderr
+
+
+def start(script, *arguments, **options):
+    """The process of a script, its output in pipes."""
+    return subprocess.Popen(
+        [sys.executable, PROJECT / script, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def contents(folder):
+    """The bytes of all files in a folder and its subfolders."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def flags(folder, small_mnist, **changed):
+    """A command line for a quick training run that writes into `folder`."""
+    values = {
+        "data": small_mnist,
+        "epochs": 2,
+        "checkpoint": folder / "vae.pt",
+        "scatter": folder / "encoder.png",
+        **changed,
+    }
+    pairs = [(f"--{name.replace('_', '-')}", value) for name, value in values.items()]
+    drawing = [] if "figures" in changed else ["--no-figures"]
+    return [*(part for pair in pairs for part in pair), *drawing]
+
+
+def digests(folder):
+    names = ("vae.pt", "encoder.png")
+    files = [folder / name for name in names] + sorted((folder / "figures").glob("*.png"))
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]

@@ -162,7 +162,7 @@ def numbers_in(path):
         for number, line in enumerate(file):
             words = line.rstrip("\n").split(",")
             if words != [""] and not (number == 0 and len(set(words)) == data.COLUMNS):
-                rows.append(tuple(map(int, words)))
+                rows.append(tuple(int(word.strip()) for word in words))
     return rows
 
 

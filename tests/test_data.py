@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conftest import MNIST, PROJECT, idx_bytes, table_of, write_idx_folder, write_lines
+from conftest import MNIST, PROJECT, contents, idx_bytes, table_of, write_idx_folder, write_lines
 
 import data
 from data import InputError, load_digits, replace_images
@@ -335,10 +335,6 @@ def test_failed_download_leaves_nothing(tmp_path, mirror, damage):
         load_digits(tmp_path / "new", "test")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "new").exists()
-
-
-def contents(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 @pytest.mark.parametrize("others", [[], ["mine.txt"]])
