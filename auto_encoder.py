@@ -12,11 +12,12 @@ Then `python decoder_generate.py` draws new digits with the decoder.
 
 import contextlib
 import hashlib
-import io
 import itertools
 import json
 import math
+import os
 import platform
+import re
 import struct
 import time
 import warnings
@@ -30,11 +31,13 @@ from tqdm import tqdm
 
 import plots
 from data import (
+    FILES,
     PROJECT,
     InputError,
     Parser,
     check_writable,
     load_digits,
+    nonempty_path,
     positive_number,
     run,
     say,
@@ -49,6 +52,7 @@ from models import (
     AutoEncoder,
     checkpoint_bytes,
     damage_reported,
+    load_tensors,
     read_checkpoint,
     tensor_bytes,
 )
@@ -70,14 +74,14 @@ NEIGHBOURS = 15  # k of the k-NN classifier that judges the codes
 def parse_arguments():
     parser = Parser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument_group("files (defaults are beside this script)").add_argument
-    add("--data", type=Path, metavar="PATH", default=PROJECT / "mnist",
+    add("--data", type=nonempty_path, metavar="PATH", default=PROJECT / "mnist",
         help="folder with the idx files of MNIST or of a data set in its format, or a table: a "
         "label and 784 pixels a line (default mnist)")
-    add("--checkpoint", type=Path, metavar="FILE", default=PROJECT / "checkpoints/vae.pt",
+    add("--checkpoint", type=nonempty_path, metavar="FILE", default=PROJECT / "checkpoints/vae.pt",
         help="the trained weights; results go beside them in a .json (default checkpoints/vae.pt)")
-    add("--scatter", type=Path, metavar="FILE", default=PROJECT / "encoder.png",
+    add("--scatter", type=nonempty_path, metavar="FILE", default=PROJECT / "encoder.png",
         help="picture of the codes of the last 1000 test images (default encoder.png)")
-    add("--figures", type=Path, metavar="DIR", default=PROJECT / "figures",
+    add("--figures", type=nonempty_path, metavar="DIR", default=PROJECT / "figures",
         help=f"folder for {', '.join(FIGURES)}.png (default figures)")
     add("--no-figures", dest="figures", action="store_const", const=None,
         help="draw nothing but the scatter")
@@ -125,6 +129,7 @@ def parse_arguments():
 def main():
     started = time.perf_counter()
     args = parse_arguments()
+    plots.require_matplotlib()
     device = choose_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -176,22 +181,26 @@ def main():
 
 
 def output_files(args):
-    """The path of each output, all of them different."""
+    """The path of each output, none in the way of another or of the data."""
     if not args.checkpoint.name:
         raise InputError(f"--checkpoint {args.checkpoint}: is a folder; name a file")
+    name = re.sub(r"\.pth?$", "", args.checkpoint.name) or args.checkpoint.name
     files = {
         "checkpoint": args.checkpoint,
-        "metrics": args.checkpoint.with_suffix(".json"),
-        "resume": args.checkpoint.with_suffix(".resume.pt"),
+        "metrics": args.checkpoint.with_name(f"{name}.json"),
+        "resume": args.checkpoint.with_name(f"{name}.resume.pt"),
         "scatter": args.scatter,
     }
     if args.figures:
         files |= {name: args.figures / f"{name}.png" for name in FIGURES}
-    taken = {args.data.resolve()}
-    for path in files.values():
-        if path.resolve() in taken:
-            raise InputError(f"{path}: would be overwritten; name another output")
-        taken.add(path.resolve())
+    places = [Path(os.path.realpath(file)) for file in files.values()]
+    taken = {Path(os.path.realpath(args.data))}
+    for file, place in zip(files.values(), places, strict=True):
+        if place in taken or any(place in other.parents for other in places):
+            raise InputError(f"{file}: would be overwritten; name another output")
+        if place.name.removesuffix(".gz") in sum(FILES.values(), ()):
+            raise InputError(f"{file}: is named like data; name another output")
+        taken.add(place)
     return files
 
 
@@ -267,6 +276,8 @@ def make_optimizers(model):
 
     As Muon's authors advise, the first and the last layers stay with Adam.
     """
+    if not hasattr(torch.optim, "Muon"):
+        raise InputError(f"PyTorch 2.9 or newer is needed, not {torch.__version__}; install it")
     hidden = []
     for network in (model.encoder, model.decoder):
         if network is not None:
@@ -540,23 +551,25 @@ def resume_bytes(settings, model, optimizers, history):
 
 def restore(path, settings, model, optimizers):
     """Put weights and optimizer back as they were after the last epoch; return the history."""
+    if not path.is_file():
+        raise InputError(f"--resume: {path} is not there; leave out --resume to begin anew")
     saved = read_checkpoint(path, RESUME_FORMAT)
     with damage_reported(path):
         packed = saved["contents"].numpy().tobytes()
         if hashlib.sha256(packed).hexdigest() != saved["sha256"]:
             raise ValueError("not what was saved")
-        saved = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
-    for name, value in settings.items():
-        before = saved["settings"][name]
-        if before != value:
-            flag = "--data" if name == "training_images" else "--" + name.replace("_", "-")
-            raise InputError(
-                f"--resume: {path} was made with another {flag} ({before}, not {value})"
-            )
-    model.load_state_dict(saved["weights"])
-    for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-        optimizer.load_state_dict(state)
-    return saved["history"]
+        saved = load_tensors(packed)
+        for name, value in settings.items():
+            if saved["settings"][name] != value:
+                flag = "--data" if name == "training_images" else "--" + name.replace("_", "-")
+                raise InputError(
+                    f"--resume: {path} was made with another {flag}; give that, or leave out "
+                    "--resume to begin anew"
+                )
+        model.load_state_dict(saved["weights"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        return saved["history"]
 
 
 def format_results(metrics):

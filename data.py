@@ -16,8 +16,10 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
+import time
 import warnings
 import zlib
 from functools import partial
@@ -34,6 +36,7 @@ FILES = {  # split: (images, labels), the names that LeCun gave them
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 SUBFOLDERS = ("", "raw", "MNIST/raw")  # flat, or torchvision's layout
+LONGEST_WAIT = 3000  # hundredths of a second; a run writes for less than one second at a time
 LONGEST_LINE = 100_000  # characters: 785 columns, each with a long name
 MAX_ITEMS = 1_000_000  # a header may promise anything; the largest set of the kind has 814,255
 
@@ -63,6 +66,8 @@ def load_digits(path, split):
         InputError: a file is missing, unreadable or not what its name says.
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path}: is neither a folder nor a file")
     if path.suffix and not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.is_file():
@@ -156,12 +161,7 @@ def _read_table(path):
         names = _column_names(line)
         lines = lines if names else itertools.chain([line], lines)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # numpy's word on an empty table; ours is below
-                warnings.simplefilter("error", DeprecationWarning)  # numpy 1 would round 0.5 to 0
-                table = np.loadtxt(lines, np.uint8, comments=None, delimiter=",", ndmin=2)
-            if table.shape[1] != COLUMNS:
-                raise ValueError(f"{table.shape[1]} columns")
+            table = _parse(lines)
         except ValueError as error:
             raise InputError(f"{path}, {_first_mistake(path)}") from error
     column = _label_column(path, table, names)
@@ -187,6 +187,17 @@ def read_lines(path):
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
+def _parse(lines):
+    """Lines of numbers as uint8 [N, 785]; ValueError if they are not that."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's word on an empty table
+        warnings.simplefilter("error", DeprecationWarning)  # numpy 1 would round 0.5 to 0
+        table = np.loadtxt(lines, np.uint8, comments=None, delimiter=",", ndmin=2)
+    if table.shape[1] != COLUMNS:
+        raise ValueError(f"{table.shape[1]} columns")
+    return table
+
+
 def _column_names(line):
     """The names in a table's first line, or None if it holds an image.
 
@@ -199,12 +210,15 @@ def _column_names(line):
 def _label_column(path, table, names):
     """The first column or the last: that named so, or more like digits than a corner pixel."""
 
-    def likeness(column):
-        named = bool(names) and names[column] in LABEL_NAMES
-        values = table[:, column]
-        return named, len(np.unique(values[values <= 9])), -np.count_nonzero(values > 9)
-
     first, last = 0, COLUMNS - 1
+    named = {column for column, name in enumerate(names or []) if name in LABEL_NAMES}
+    if named and not named & {first, last}:
+        raise InputError(f"{path}: column {min(named) + 1} is named as the label; put it first")
+
+    def likeness(column):
+        values = table[:, column]
+        return column in named, len(np.unique(values[values <= 9])), -np.count_nonzero(values > 9)
+
     if likeness(first) == likeness(last) and (table[:, first] != table[:, last]).any():
         raise InputError(
             f"{path}: either the first column or the last may be the label; add a first line with "
@@ -221,12 +235,16 @@ def _first_mistake(path, label_column=None):
         for number, line in enumerate(lines, start=1):
             if not line.rstrip("\r\n") or (number == 1 and _column_names(line)):
                 continue
+            with contextlib.suppress(ValueError):
+                (row,) = _parse([line])
+                if label_column is None or row[label_column] <= 9:
+                    continue
             words = [word.strip() for word in line.split(",")]
             for column, word in enumerate(words[:COLUMNS], start=1):
                 where = f"line {number}, column {column}"
                 if not re.fullmatch(r"\+?[0-9]+", word) or int(word.lstrip("+0")[:4] or 0) > 255:
                     return f"{where}: {word[:20]!r} is not a whole number from 0 to 255; {needed}"
-                if column - 1 == label_column and int(word) > 9:
+                if column - 1 == label_column and int(word.lstrip("+0") or 0) > 9:
                     return f"{where}: label {word}, but digits are 0 to 9"
             if len(words) != COLUMNS:
                 problem = "missing" if len(words) < COLUMNS else "one too many"
@@ -257,8 +275,8 @@ def _download(path, split):
             f"{missing}; put them there (torchvision, which can fetch them, does not load here: "
             f"{_one_line(error)})"
         ) from error
-    say(f"{missing}; downloading MNIST", sys.stderr)
     try:
+        socket.setdefaulttimeout(30)  # seconds; torchvision would wait for ever
         with tempfile.TemporaryDirectory() as temporary:
             with contextlib.redirect_stdout(sys.stderr):  # stdout is the training log
                 datasets.MNIST(temporary, download=True)
@@ -305,7 +323,7 @@ def _beside(paths):
             with contextlib.suppress(OSError):  # some network file systems lock no folders
                 descriptor = os.open(folder, os.O_RDONLY)
                 stack.callback(os.close, descriptor)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)  # freed when the process ends, however
+                _lock(descriptor, folder)
                 for name in os.listdir(folder):
                     left = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", name)
                     if left and folder / left[1] in temporaries:
@@ -315,6 +333,16 @@ def _beside(paths):
         finally:
             for temporary in temporaries.values():
                 _remove(temporary)
+
+
+def _lock(descriptor, folder):
+    """Wait for the lock, but not for ever; it is freed when the process ends, however that is."""
+    for _ in range(LONGEST_WAIT):
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)
+    raise InputError(f"{folder}: another run does not end writing there; end it or name another")
 
 
 def _in_one_order(folders):
@@ -412,22 +440,24 @@ def replace_images(folder, images):
     files = {f"{number:02d}.png": image for number, image in enumerate(images)}
     for name in files:
         _target(target / name)
-    if not (_others(target) or Path.cwd().is_relative_to(target)):
-        with contextlib.suppress(OSError, AttributeError), _beside([target]) as temporaries:
-            new = temporaries[target]
-            _write_folder(new, files)
-            shutil.copymode(target, new)
-            _exchange(new, target)
-            return []
     inside = target / "images"
-    with _beside([inside]) as temporaries, _reported(folder):
+    with _beside([target, inside]) as temporaries, _reported(folder):
+        if not (_others(target) or Path.cwd().is_relative_to(target)):
+            new = temporaries[target]
+            with contextlib.suppress(OSError, AttributeError):
+                _write_folder(new, files)
+                shutil.copymode(target, new)
+                _exchange(new, target)
+                for name in _others(new):  # came in the meantime
+                    (new / name).replace(target / name)
+                return []
         new = temporaries[inside]
         _write_folder(new, files)
+        older = _images(target)
         for name in files:
             (new / name).replace(target / name)
-        for path in target.iterdir():
-            if _is_image(path) and path.name not in files:
-                path.unlink()
+        for name in older - set(files):
+            (target / name).unlink()
     return _others(target)
 
 
@@ -437,13 +467,14 @@ def _write_folder(folder, files):
         (folder / name).write_bytes(data)
 
 
-def _is_image(path):
-    """Whether replace_images may have written it."""
-    return bool(re.fullmatch(r"\d{2,}\.png", path.name)) and path.is_file()
+def _images(folder):
+    """The names of what replace_images wrote: 00.png, 01.png and so on, as far as they go."""
+    names = (f"{number:02d}.png" for number in itertools.count())
+    return set(itertools.takewhile(lambda name: (folder / name).is_file(), names))
 
 
 def _others(folder):
-    return sorted(path.name for path in folder.iterdir() if not _is_image(path))
+    return sorted({path.name for path in folder.iterdir()} - _images(folder))
 
 
 def _exchange(one, other):
@@ -481,14 +512,21 @@ def whole_number(minimum, maximum=2**31 - 1):
     return parse
 
 
+def nonempty_path(text):
+    """An argparse type: a path; an empty one would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name a file or a folder")
+    return Path(text)
+
+
 def positive_number(text):
-    """An argparse type: a finite float above zero."""
+    """An argparse type: a float above zero, up to a million."""
     try:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    if not 0 < number <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to a million")
     return number
 
 
@@ -520,7 +558,11 @@ def run(main):
     except InputError as error:
         status, line = 2, error
     except OSError as error:  # such as a name that is too long, or a folder that may not be read
-        status, line = 2, f"{error.filename or 'input or output'}: {error.strerror}"
+        status, line = 2, f"{error.filename or 'input or output'}: {error.strerror or error}"
+    except (MemoryError, RuntimeError) as error:  # PyTorch raises a RuntimeError
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        status, line = 2, "not enough memory; give a smaller --batch-size or close other programs"
     except KeyboardInterrupt as interrupt:
         status, line = 130, f"interrupted{interrupt}"
     if status:

@@ -9,12 +9,21 @@ Needs a checkpoint of auto_encoder.py; one is shipped.
 
 import io
 import sys
-from pathlib import Path
 
 import torch
 from PIL import Image
 
-from data import PROJECT, InputError, Parser, read_lines, replace_images, run, say, whole_number
+from data import (
+    PROJECT,
+    InputError,
+    Parser,
+    nonempty_path,
+    read_lines,
+    replace_images,
+    run,
+    say,
+    whole_number,
+)
 from models import load_decoder
 
 MAX_IMAGES = 10_000
@@ -24,9 +33,9 @@ MAX_IMAGES = 10_000
 def parse_arguments():
     parser = Parser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
-    add("--checkpoint", type=Path, metavar="FILE", default=PROJECT / "checkpoints/vae.pt",
+    add("--checkpoint", type=nonempty_path, metavar="FILE", default=PROJECT / "checkpoints/vae.pt",
         help="what auto_encoder.py saved (default checkpoints/vae.pt beside this script)")
-    add("--out", type=Path, metavar="DIR", default=PROJECT / "imgs_generated",
+    add("--out", type=nonempty_path, metavar="DIR", default=PROJECT / "imgs_generated",
         help="folder for 00.png, 01.png, ...; older images of such names in it are replaced "
         "(default imgs_generated beside this script)")
     add("--count", type=whole_number(1, MAX_IMAGES), metavar="N", default=20,
@@ -35,7 +44,7 @@ def parse_arguments():
         help="the same seed gives the same images (default %(default)s)")
     add("--draws", choices=("even", "random"), default="even",
         help="codes that together leave no gaps, or independent ones (default even)")
-    add("--codes", type=Path, metavar="FILE",
+    add("--codes", type=nonempty_path, metavar="FILE",
         help="decode these codes instead of samples: one a line, numbers with commas or spaces")
     return parser.parse_args()
 # fmt: on

@@ -11,7 +11,6 @@ import itertools
 import json
 import math
 import pickletools
-import reprlib
 import warnings
 import zipfile
 from pathlib import Path
@@ -30,6 +29,8 @@ ENCODER_WIDTHS = (512, 512, 256)  # hidden layers, image side first
 DECODER_WIDTHS = (256, 256, 256, 256, 512)  # hidden layers, code side first
 BATCH = 1000  # images or codes at a time where memory, not speed, is at stake
 CHECKPOINT_FORMAT = "mnist-auto-encoder-2"
+LARGEST_FILE = 2**29  # bytes; a resume file of 784 latents has a tenth of it
+LARGEST_PICKLE = 2**24  # bytes, without the tensors' values; 20 epochs need a thousandth of it
 PICKLED_NAMES = {  # all that the tensors of our files need
     "torch._utils _rebuild_tensor_v2",
     "torch FloatStorage",
@@ -413,28 +414,32 @@ def read_checkpoint(path, form=CHECKPOINT_FORMAT):
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; auto_encoder.py makes one")
+    if Path(path).stat().st_size > LARGEST_FILE:
+        raise InputError(f"{path}: is too large for a checkpoint; name another")
     with damage_reported(path):
-        file = io.BytesIO(Path(path).read_bytes())
-        _check_archive(file)
-        contents = torch.load(file, map_location="cpu", weights_only=True)
+        contents = load_tensors(Path(path).read_bytes())
         if contents["format"] != form:
-            found = reprlib.repr(contents["format"])
-            raise InputError(f"{path}: of another format ({found}, not {form!r})")
+            raise InputError(f"{path}: is not of the format {form}; auto_encoder.py makes one")
     return contents
 
 
-def _check_archive(file):
-    """Raise ValueError unless this is an intact file of ours, as PyTorch would not notice.
+def load_tensors(content):
+    """What was given to `tensor_bytes`; raises nearly anything if it is not intact.
 
-    It reads weights whose checksum is wrong, unpacks compressed ones to any size, and lets a file
-    call more functions, such as bytearray, than our tensors need.
+    PyTorch alone would read weights whose checksum is wrong, unpack compressed ones to any size,
+    and let a file call more functions, such as bytearray, than our tensors need.
     """
-    with zipfile.ZipFile(file) as archive:
-        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        records = archive.infolist()
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
             raise ValueError("compressed")
+        if sum(record.file_size for record in records) > len(content):
+            raise ValueError("records that overlap")
         if archive.testzip():
             raise ValueError("a wrong checksum")
-        (pickled,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
+        (pickled,) = (record for record in records if record.filename.endswith("data.pkl"))
+        if pickled.file_size > LARGEST_PICKLE:
+            raise ValueError("more than tensors")
         names = [
             name
             for operation, name, _ in pickletools.genops(archive.read(pickled))
@@ -442,7 +447,7 @@ def _check_archive(file):
         ]
     if not PICKLED_NAMES.issuperset(names):
         raise ValueError("names that need not be there")
-    file.seek(0)
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 @contextlib.contextmanager

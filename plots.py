@@ -1,6 +1,7 @@
 """The pictures, as the bytes of PNG files. Matplotlib is imported only when one is drawn."""
 
 import contextlib
+import importlib.util
 import io
 import logging
 import math
@@ -9,6 +10,8 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
+
+from data import InputError
 
 # Paul Tol's "muted" scheme and black, told apart with any colour vision
 # (P. Tol, "Colour Schemes", SRON technical note EPS/TN/09-002, 2021).
@@ -59,6 +62,12 @@ def plane_of(codes):
         for name, share in zip(("first", "second"), shares, strict=True)
     )
     return Plane(origin, directions[:2, :latent_dim], names)
+
+
+def require_matplotlib():
+    """Raise InputError if matplotlib is missing: better before the training than after."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("matplotlib is missing; pip install -r requirements.txt")
 
 
 @contextlib.contextmanager

@@ -28,6 +28,9 @@ DEFAULT = read_json("checkpoints/vae.json")
 SEEDS = [DEFAULT, *(read_json(f"benchmarks/runs/seed{seed}.json") for seed in (1, 2))]
 NETWORK = read_json("benchmarks/runs/network.json")
 EPOCHS60 = read_json("benchmarks/runs/epochs60.json")
+THREADS1 = read_json("benchmarks/runs/threads1.json")
+STRESS = read_json("tests/stress.json")
+KILLS, DISKS, PAIRS = STRESS["kills"], STRESS["disks"], STRESS["pairs"]
 LATENT20, AE32 = runs("latent20"), runs("ae32")
 ABLATION, SPEED, RECIPE, ANALYSIS, GENERATION = (
     read_json(f"benchmarks/{name}.json")
@@ -121,6 +124,17 @@ def readme_phrases():
     for start, row in (("recipe: sigmoid", "recipe"), ("ours on the same 2,000", "ours")):
         assert start in README
         yield f"epochs | {RECIPE[row]['nats']:.2f} | {RECIPE[row]['per_pixel']:.4f} |"
+    yield f"{KILLS['kills']} SIGKILLs at random times: {KILLS['starting']} before the first epoch"
+    yield f"{KILLS['training']} in training, {KILLS['evaluating, drawing and writing']} in"
+    yield f"{KILLS['generating']} in generating"
+    yield f"{KILLS['temporary files left for the next run']} temporary files left"
+    yield f"{DISKS['empty disk: refused before training']} trainings refused before they began"
+    yield f"{DISKS['empty disk: room enough']} had room; with older outputs"
+    yield f"{DISKS['older outputs: refused before training, untouched']} refused"
+    yield f"untouched, {DISKS['older outputs: room enough']} had room"
+    yield f"{PAIRS['rounds']} times two trainings"
+    one, all_cores = held_out_tot(THREADS1), held_out_tot(DEFAULT)
+    yield f"with one thread the test L_tot is {one:.2f} instead of {all_cores:.2f}"
     ours, floor = mean(map(held_out_tot, AE32)), AE32[0]["results"]["entropy_of_grey_pixels"]
     yield f"0, 1, 2 | {spread([held_out_tot(run) for run in AE32])} | {ours / 784:.4f} |"
     yield f"which no model can pass | {floor:.2f} | {floor / 784:.4f} |"
@@ -221,6 +235,8 @@ def test_runs_differ_only_as_said():
         assert run["settings"] == DEFAULT["settings"] | {"seed": seed}
     network = {"encoder": "network", "lr": 3e-3}
     assert NETWORK["settings"] == DEFAULT["settings"] | network
+    assert THREADS1["settings"] == DEFAULT["settings"]
+    assert THREADS1["machine"]["threads"] == 1
     assert EPOCHS60["settings"] == DEFAULT["settings"] | {"epochs": 60}
     for seed in range(3):
         changed = {"latent_dim": 20, "seed": seed} | network
