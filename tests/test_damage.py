@@ -7,6 +7,7 @@ The long version, 2,000 of each kind, in a few minutes:
 
 import contextlib
 import gzip
+import hashlib
 import io
 import resource
 import struct
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 import auto_encoder
 import data
 import decoder_generate
+import models
 from data import InputError, load_digits
 from models import (
     VAE,
@@ -265,6 +267,31 @@ def works_or_is_refused(path, out):
         assert model.decode(codes).shape == (2, 784)
 
 
+def test_checkpoints_made_to_exhaust(work_folder, model, monkeypatch):
+    """Compressed records, records that overlap, long pickles, large files."""
+    whole, path = checkpoint_bytes(model), work_folder / "large.pt"
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, record in records.items():
+            archive.writestr(name, record)
+    with pytest.raises(InputError, match="damaged"):
+        load_checkpoint(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, record in records.items():
+            archive.writestr(name, record)
+        archive.filelist *= 2  # all entries twice, for the same bytes
+    with pytest.raises(InputError, match="damaged"):
+        load_checkpoint(path)
+    path.write_bytes(whole)
+    load_checkpoint(path)
+    for limit, complaint in (("LARGEST_PICKLE", "damaged"), ("LARGEST_FILE", "too large")):
+        with monkeypatch.context() as patched:
+            patched.setattr(models, limit, 100)
+            with pytest.raises(InputError, match=complaint):
+                load_checkpoint(path)
+
+
 @pytest.fixture(scope="module")
 def training():
     """A small model and its optimizers after an epoch: the arguments of `resume_bytes`."""
@@ -296,6 +323,20 @@ def test_resume_files_with_other_contents(work_folder, training, name):
     torch.save(contents, work_folder / "b.resume.pt")
     with pytest.raises(InputError, match=r"b\.resume\.pt"):
         auto_encoder.restore(work_folder / "b.resume.pt", *training[:3])
+
+
+@pytest.mark.parametrize("name", ["settings", "weights", "optimizers", "history"])
+def test_resume_files_that_lack_something(work_folder, training, name):
+    """Even with the right checksum."""
+    contents = torch.load(io.BytesIO(auto_encoder.resume_bytes(*training)), weights_only=True)
+    inner = torch.load(io.BytesIO(contents["contents"].numpy().tobytes()), weights_only=True)
+    del inner[name]
+    packed = models.tensor_bytes(inner)
+    contents["contents"] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+    contents["sha256"] = hashlib.sha256(packed).hexdigest()
+    torch.save(contents, work_folder / "c.resume.pt")
+    with pytest.raises(InputError, match=r"c\.resume\.pt"):
+        auto_encoder.restore(work_folder / "c.resume.pt", *training[:3])
 
 
 @given(changes=edits([*WORDS, b"1e39", b"-inf"]))

@@ -110,6 +110,15 @@ def test_table(tmp_path, mnist, label, header):
     assert np.array_equal(load_digits(path, "test")[0], test[0])
 
 
+def test_table_whose_label_is_in_the_middle(tmp_path, mnist):
+    names = [f"pixel{n}" for n in range(785)]
+    names[400] = "label"
+    lines = table_of(mnist.train_images[:50], mnist.train_labels[:50])
+    path = write_lines(tmp_path / "a.csv", [",".join(names), *lines])
+    with pytest.raises(InputError, match="column 401"):
+        load_digits(path, "train")
+
+
 def test_table_of_fashion_like_images(tmp_path):
     """Corner pixels that are not empty do not pass for labels."""
     rng = np.random.default_rng(0)

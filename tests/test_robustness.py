@@ -5,6 +5,7 @@ own, test_damage.py.
 """
 
 import contextlib
+import fcntl
 import itertools
 import os
 import resource
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -225,6 +227,82 @@ def test_files_that_are_not_replaced(unprivileged):
         write_files({"/dev/null": b""})
 
 
+def test_images_of_other_names_are_left_alone(tmp_path):
+    replace_images(tmp_path, [b"old"] * 3)
+    own = {name: b"mine" for name in ("007.png", "04.png", "2024.png", "notes")}
+    for name, content in own.items():
+        (tmp_path / name).write_bytes(content)
+    assert replace_images(tmp_path, [b"new"]) == sorted(own)
+    assert contents(tmp_path) == {"00.png": b"new"} | own
+
+
+def test_a_file_that_comes_while_images_are_exchanged_is_kept(tmp_path, monkeypatch):
+    replace_images(tmp_path / "images", [b"old"])
+    exchange = data._exchange
+
+    def late(new, target):
+        (target / "notes").write_bytes(b"mine")
+        exchange(new, target)
+
+    monkeypatch.setattr(data, "_exchange", late)
+    replace_images(tmp_path / "images", [b"new"])
+    assert contents(tmp_path) == {"images/00.png": b"new", "images/notes": b"mine"}
+
+
+def test_leftovers_beside_and_inside_are_removed(tmp_path):
+    for folder in (tmp_path / ".images.0123abcd.tmp", tmp_path / "images/.images.0123abcd.tmp"):
+        folder.mkdir(parents=True)
+        (folder / "00.png").write_bytes(b"left")
+    (tmp_path / "images/notes").write_bytes(b"mine")
+    assert replace_images(tmp_path / "images", [b"new"]) == ["notes"]
+    assert contents(tmp_path) == {"images/00.png": b"new", "images/notes": b"mine"}
+
+
+def test_a_lock_is_not_awaited_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "LONGEST_WAIT", 2)
+    holder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    with pytest.raises(InputError, match="another run"):
+        write_files({tmp_path / "a": b""})
+    os.close(holder)
+    write_files({tmp_path / "a": b""})
+
+
+def test_outputs_in_the_way_of_each_other_or_of_the_data(tmp_path, tiny_mnist, call, monkeypatch):
+    monkeypatch.setattr(auto_encoder, "train_epoch", lambda *_: pytest.fail("trained"))
+    before = contents(tiny_mnist)
+    for changed in (
+        {"scatter": tmp_path / "a", "figures": tmp_path / "a"},
+        {"checkpoint": tmp_path / "a", "scatter": tmp_path / "a/s.png"},
+        {"scatter": tiny_mnist / "train-labels-idx1-ubyte"},
+    ):
+        result = call(auto_encoder, *flags(tmp_path, tiny_mnist, **changed))
+        assert_one_line(result, "name another output")
+    assert contents(tiny_mnist) == before
+
+
+def test_each_checkpoint_has_metrics_of_its_own(tmp_path):
+    for name, metrics in (("a.pt", "a.json"), ("lr0.1", "lr0.1.json"), ("a.b.pth", "a.b.json")):
+        options = {"checkpoint": tmp_path / name, "scatter": tmp_path / "s.png", "figures": None}
+        arguments = SimpleNamespace(data=tmp_path, **options)
+        assert auto_encoder.output_files(arguments)["metrics"] == tmp_path / metrics
+
+
+def test_out_of_memory(capsys):
+    """One line that says so; other errors of the kind are not hidden."""
+
+    def fails(error):
+        raise error
+
+    allocator = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 10 bytes")
+    for error in (MemoryError(), allocator):
+        with pytest.raises(SystemExit):
+            data.run(lambda error=error: fails(error))
+        assert "not enough memory" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="a bug"):
+        data.run(lambda: fails(RuntimeError("a bug")))
+
+
 def test_symbolic_links_lead_to_the_file(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real/file")
@@ -396,5 +474,5 @@ def test_run_reports_what_a_name_holds():
         [sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=False
     )
     assert_one_line(
-        data.argparse.Namespace(status=result.returncode, stderr=result.stderr), "no\\nsuch\\udcff"
+        SimpleNamespace(status=result.returncode, stderr=result.stderr), "no\\nsuch\\udcff"
     )

@@ -184,6 +184,7 @@ BAD_TRAINING = [
     ("--batch-size", "-5"),
     ("--lr", "0"),
     ("--lr", "nan"),
+    ("--lr", "1e39"),
     ("--latent-dim", "0"),
     ("--seed", "-1"),
     ("--threads", "0"),
@@ -192,7 +193,9 @@ BAD_TRAINING = [
     ("--model", "gan"),
     ("--validation", "300"),
     ("--patience", "2"),
+    ("--figures", ""),
     ("--data", "no/such/folder"),
+    ("--data", "/dev/null"),
     ("--data", "no-such-table.csv"),
     ("--colour", "red"),
 ]
