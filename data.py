@@ -36,7 +36,7 @@ FILES = {  # split: (images, labels), the names that LeCun gave them
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 SUBFOLDERS = ("", "raw", "MNIST/raw")  # flat, or torchvision's layout
-LONGEST_WAIT = 3000  # hundredths of a second; a run writes for less than one second at a time
+LONGEST_WAIT = 60  # seconds; a run writes for less than one at a time
 LONGEST_LINE = 100_000  # characters: 785 columns, each with a long name
 MAX_ITEMS = 1_000_000  # a header may promise anything; the largest set of the kind has 814,255
 
@@ -209,7 +209,6 @@ def _column_names(line):
 
 def _label_column(path, table, names):
     """The first column or the last: that named so, or more like digits than a corner pixel."""
-
     first, last = 0, COLUMNS - 1
     named = {column for column, name in enumerate(names or []) if name in LABEL_NAMES}
     if named and not named & {first, last}:
@@ -337,11 +336,12 @@ def _beside(paths):
 
 def _lock(descriptor, folder):
     """Wait for the lock, but not for ever; it is freed when the process ends, however that is."""
-    for _ in range(LONGEST_WAIT):
+    started = time.monotonic()
+    while time.monotonic() < started + LONGEST_WAIT:
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            time.sleep(0.01)
+            time.sleep(0.002)
     raise InputError(f"{folder}: another run does not end writing there; end it or name another")
 
 
@@ -438,10 +438,10 @@ def replace_images(folder, images):
         if not os.access(target, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "it is read-only")
     files = {f"{number:02d}.png": image for number, image in enumerate(images)}
-    for name in files:
-        _target(target / name)
     inside = target / "images"
     with _beside([target, inside]) as temporaries, _reported(folder):
+        for name in files:
+            _target(target / name)
         if not (_others(target) or Path.cwd().is_relative_to(target)):
             new = temporaries[target]
             with contextlib.suppress(OSError, AttributeError):

@@ -21,7 +21,7 @@ MNIST = PROJECT / "mnist"
 
 slow_start = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 common = settings(database=None, deadline=10_000, suppress_health_check=slow_start)
-settings.register_profile("short", common, max_examples=40)
+settings.register_profile("short", common, max_examples=30)
 settings.register_profile("long", common, max_examples=2000)
 settings.load_profile("short")
 

@@ -385,10 +385,10 @@ def test_scatter_has_one_point_for_each_of_the_last_1000(trained, small_mnist, m
     assert np.array_equal(labels, all_labels[100:])
 
 
-def test_generated_images(trained, tmp_path):
+def test_generated_images(trained, tmp_path, call):
     out = tmp_path / "images"
-    result = command("decoder_generate.py", "--checkpoint", trained / "vae.pt", "--out", out)
-    assert (result.returncode, result.stderr) == (0, "")
+    result = call(decoder_generate, "--checkpoint", trained / "vae.pt", "--out", out)
+    assert (result.status, result.stderr) == (0, "")
     assert sorted(os.listdir(out)) == [f"{n:02d}.png" for n in range(20)]
     contents = {file.read_bytes() for file in out.iterdir()}
     assert len(contents) == 20
