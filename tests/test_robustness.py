@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import PROJECT, assert_one_line, command, contents, digests, flags, start
+from conftest import PROJECT, assert_one_line, contents, digests, flags, start
 
 import auto_encoder
 import data
@@ -375,7 +375,7 @@ HOSTILE = {
 }
 
 
-def test_hostile_environment(tmp_path, tiny_mnist, call):
+def test_hostile_environment(tmp_path, tiny_mnist, call, monkeypatch):
     """Relative non-ASCII paths in an ASCII locale, no display, an odd matplotlibrc, no reader."""
     folder = tmp_path / "Übung 4, 数字"
     folder.mkdir()
@@ -392,10 +392,11 @@ def test_hostile_environment(tmp_path, tiny_mnist, call):
     assert process.wait() == 0
     usual, here = tmp_path / "usual/encoder.png", folder / "out 'é/encoder.png"
     assert here.read_bytes() == usual.read_bytes()
-    checkpoint, images = ("--checkpoint", "out 'é/vae.pt"), ("--out", "20 Bilder für dich")
-    result = command("decoder_generate.py", *checkpoint, *images, cwd=folder, env=HOSTILE)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert len(list((folder / images[1]).iterdir())) == 20
+    monkeypatch.chdir(folder)
+    arguments = ("--checkpoint", "out 'é/vae.pt", "--out", "20 Bilder für dich")
+    result = call(decoder_generate, *arguments)
+    assert (result.status, result.stderr) == (0, "")
+    assert len(list((folder / "20 Bilder für dich").iterdir())) == 20
 
 
 SAY = "import data; data.run(lambda: [data.say('a line') for _ in range(3)])"
