@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import plots
 from data import (
-    FILES,
+    FILE_NAMES,
     PROJECT,
     InputError,
     Parser,
@@ -198,7 +198,7 @@ def output_files(args):
     for file, place in zip(files.values(), places, strict=True):
         if place in taken or any(place in other.parents for other in places):
             raise InputError(f"{file}: would be overwritten; name another output")
-        if place.name.removesuffix(".gz") in sum(FILES.values(), ()):
+        if place.name.removesuffix(".gz") in FILE_NAMES:
             raise InputError(f"{file}: is named like data; name another output")
         taken.add(place)
     return files

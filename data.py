@@ -35,6 +35,7 @@ FILES = {  # split: (images, labels), the names that LeCun gave them
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+FILE_NAMES = sum(FILES.values(), ())
 SUBFOLDERS = ("", "raw", "MNIST/raw")  # flat, or torchvision's layout
 LONGEST_WAIT = 60  # seconds; a run writes for less than one at a time
 LONGEST_LINE = 100_000  # characters: 785 columns, each with a long name
@@ -89,7 +90,7 @@ def _find(path, split):
     for subfolder in SUBFOLDERS:
         found = {
             name: file
-            for name in sum(FILES.values(), ())
+            for name in FILE_NAMES
             for file in (path / subfolder / f"{name}.gz", path / subfolder / name)  # raw wins
             if file.is_file()
         }
@@ -264,7 +265,7 @@ def _held_out(labels):
 
 def _download(path, split):
     """Have torchvision fetch and verify MNIST, move it to `path/MNIST/raw`, and find the split."""
-    names = ", ".join(sum(FILES.values(), ()))
+    names = ", ".join(FILE_NAMES)
     places = ", ".join(str(path / subfolder) for subfolder in SUBFOLDERS)
     missing = f"{path}: none of {names} (or .gz) found in {places}"
     try:
@@ -280,7 +281,7 @@ def _download(path, split):
             with contextlib.redirect_stdout(sys.stderr):  # stdout is the training log
                 datasets.MNIST(temporary, download=True)
             raw = Path("MNIST/raw")
-            fetched = {name: Path(temporary) / raw / name for name in sum(FILES.values(), ())}
+            fetched = {name: Path(temporary) / raw / name for name in FILE_NAMES}
             write_files({path / raw / name: file.read_bytes() for name, file in fetched.items()})
     except InputError:
         raise

@@ -186,7 +186,7 @@ def test_log_likelihood_agrees_with_importance_sampling(shipped, images):
 
 def test_quadrature_has_converged(shipped, images):
     x = images[:60]
-    coarse, fine = shipped.log_likelihood(x), shipped.log_likelihood(x, side=486)
+    coarse, fine = shipped.log_likelihood(x), shipped.log_likelihood(x, side=648)
     assert (coarse - fine).mean().abs() < 0.02
     assert (coarse - fine).abs().median() < 0.001
 

@@ -216,12 +216,10 @@ def test_files_that_are_not_replaced(unprivileged):
     os.mkfifo(unprivileged / "pipe")
     others = {"protected": "read-only", "pipe": "not an ordinary file", "": "is a folder"}
     for name, complaint in others.items():
-        for use in (
-            lambda path: write_files({path: b"new"}),
-            lambda path: check_writable({path: 1}),
-        ):
-            with pytest.raises(InputError, match=complaint):
-                use(unprivileged / name)
+        with pytest.raises(InputError, match=complaint):
+            write_files({unprivileged / name: b"new"})
+        with pytest.raises(InputError, match=complaint):
+            check_writable({unprivileged / name: 1})
     assert (unprivileged / "protected").read_bytes() == b"mine"
     with pytest.raises(InputError, match="not an ordinary file"):
         write_files({"/dev/null": b""})
@@ -382,13 +380,10 @@ def test_hostile_environment(tmp_path, tiny_mnist, call, monkeypatch):
     (folder / "matplotlibrc").write_text("text.usetex: True\nfigure.facecolor: red\nno: such\n")
     assert call(auto_encoder, *flags(tmp_path / "usual", tiny_mnist)).status == 0
     arguments = flags(Path("out 'é"), tiny_mnist)
-    program = [sys.executable, str(PROJECT / "auto_encoder.py"), *map(str, arguments)]
-    process = subprocess.Popen(
-        program, cwd=folder, env=HOSTILE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout.readline().startswith(b"epoch 0:")
+    process = start("auto_encoder.py", *arguments, cwd=folder, env=HOSTILE)
+    assert process.stdout.readline().startswith("epoch 0:")
     process.stdout.close()  # as `| head -1` does
-    assert process.stderr.read() == b""
+    assert process.stderr.read() == ""
     assert process.wait() == 0
     usual, here = tmp_path / "usual/encoder.png", folder / "out 'é/encoder.png"
     assert here.read_bytes() == usual.read_bytes()

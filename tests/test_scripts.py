@@ -5,13 +5,12 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT, assert_one_line, command, digests, flags, table_of, write_lines
+from conftest import PROJECT, assert_one_line, command, digests, flags, start, table_of, write_lines
 from PIL import Image
 
 import auto_encoder
@@ -148,12 +147,7 @@ def test_resume_equals_an_unbroken_run(tmp_path, tiny_mnist, call, monkeypatch, 
 def test_control_c(tmp_path, tiny_mnist):
     """A real SIGINT after the first epoch: exit 130, and that epoch's checkpoint is whole."""
     arguments = flags(tmp_path, tiny_mnist, epochs=500)
-    process = subprocess.Popen(
-        [sys.executable, PROJECT / "auto_encoder.py", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start("auto_encoder.py", *arguments)
     assert process.stdout.readline().startswith("epoch 0:")
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
@@ -494,8 +488,9 @@ def test_help(script, call):
     assert "--seed" in shown.stdout
 
 
-def test_one_line_errors_on_the_command_line():
-    refused = command("decoder_generate.py", "--seed", "none")
+@pytest.mark.parametrize("script", ["auto_encoder.py", "decoder_generate.py"])
+def test_one_line_errors_on_the_command_line(script):
+    refused = command(script, "--seed", "none")
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
-    assert refused.stderr.startswith("decoder_generate.py: ")
+    assert refused.stderr.startswith(script)
