@@ -13,34 +13,26 @@ import sys
 import torch
 from PIL import Image
 
-from data import (
-    PROJECT,
-    InputError,
-    Parser,
-    nonempty_path,
-    read_lines,
-    replace_images,
-    run,
-    say,
-    whole_number,
-)
-from models import load_decoder
+from cli import Parser, between, nonempty_path, run
+from errors import InputError
+from files import PROJECT, read_lines, replace_images, reserved
+from models import SHIPPED, draw_noise, load_checkpoint
 
 MAX_IMAGES = 10_000
 
 
 # fmt: off
 def parse_arguments():
-    parser = Parser(description=__doc__.split("\n\n")[0])
+    parser = Parser(__doc__)
     add = parser.add_argument
-    add("--checkpoint", type=nonempty_path, metavar="FILE", default=PROJECT / "checkpoints/vae.pt",
-        help="what auto_encoder.py saved (default checkpoints/vae.pt beside this script)")
+    add("--checkpoint", type=nonempty_path, metavar="FILE", default=SHIPPED,
+        help="what auto_encoder.py saved (default checkpoints/vae.safetensors)")
     add("--out", type=nonempty_path, metavar="DIR", default=PROJECT / "imgs_generated",
         help="folder for 00.png, 01.png, ...; older images of such names in it are replaced "
         "(default imgs_generated beside this script)")
-    add("--count", type=whole_number(1, MAX_IMAGES), metavar="N", default=20,
+    add("--count", type=between(int, 1, MAX_IMAGES), metavar="N", default=20,
         help="how many images (default %(default)s)")
-    add("--seed", type=whole_number(0), metavar="N", default=0,
+    add("--seed", type=between(int, 0, 2**31 - 1), metavar="N", default=0,
         help="the same seed gives the same images (default %(default)s)")
     add("--draws", choices=("even", "random"), default="even",
         help="codes that together leave no gaps, or independent ones (default even)")
@@ -52,7 +44,7 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
-    decoder = load_decoder(args.checkpoint)
+    decoder = load_checkpoint(args.checkpoint).decoder
     if args.codes:
         codes = read_codes(args.codes, decoder.latent_dim)
     else:
@@ -61,23 +53,12 @@ def main():
     with torch.no_grad():
         images = torch.sigmoid(decoder(codes)).reshape(-1, 28, 28)
     pixels = (images * 255).round().to(torch.uint8).numpy()
-    kept = replace_images(args.out, [png(image) for image in pixels])
-    say(f"wrote {len(pixels)} images to {args.out}")
-    if kept:
-        say(f"{args.out}: left alone, not of this run: {', '.join(kept)}", sys.stderr)
-
-
-def draw_noise(count, latent_dim, seed, draws):
-    """Samples of N(0, I), [count, latent_dim].
-
-    "even" sends the points of a scrambled Sobol sequence (Matousek 1998) through the inverse of the
-    normal distribution function: each is a sample of N(0, I), but together they are spread evenly.
-    """
-    if draws == "random":
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(count, latent_dim, generator=generator)
-    quantiles = torch.quasirandom.SobolEngine(latent_dim, scramble=True, seed=seed).draw(count)
-    return torch.special.ndtri(quantiles.clamp(1e-6, 1 - 1e-6))  # at 0 and 1 it is infinite
+    pngs = [png(image) for image in pixels]
+    with reserved([args.out / "00.png"], room=sum(map(len, pngs))):
+        others = replace_images(args.out, pngs)
+    print(f"wrote {len(pixels)} images to {args.out}")
+    if others:
+        print(f"{args.out}: left alone, not of this run: {', '.join(others)}", file=sys.stderr)
 
 
 def read_codes(path, latent_dim):
@@ -87,22 +68,17 @@ def read_codes(path, latent_dim):
         InputError: the file is missing, or a line is not `latent_dim` finite numbers.
     """
     codes = []
-    with read_lines(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            words = line.replace(",", " ").split()
-            if not words:
-                continue
-            try:
-                code = [float(word) for word in words]
-            except ValueError:
-                code = []
-            if len(code) != latent_dim or not torch.tensor(code).isfinite().all():
-                raise InputError(
-                    f"--codes {path}, line {number}: needs {latent_dim} finite numbers"
-                )
-            codes.append(code)
-            if len(codes) > MAX_IMAGES:
-                raise InputError(f"--codes {path}: holds more than {MAX_IMAGES} codes")
+    for number, line in enumerate(read_lines(path), start=1):
+        words = line.replace(",", " ").split()
+        try:
+            code = [float(word) for word in words]
+        except ValueError:
+            code = []
+        if words and (len(code) != latent_dim or not torch.tensor(code).isfinite().all()):
+            raise InputError(f"--codes {path}, line {number}: needs {latent_dim} finite numbers")
+        codes += [code] if words else []
+        if len(codes) > MAX_IMAGES:
+            raise InputError(f"--codes {path}: holds more than {MAX_IMAGES} codes")
     if not codes:
         raise InputError(f"--codes {path}: holds no codes")
     return torch.tensor(codes)

@@ -1,7 +1,9 @@
-"""The pictures, as the bytes of PNG files. Matplotlib is imported only when one is drawn."""
+"""All pictures of a training run, as the bytes of PNG files, and what they show of the model.
+
+Matplotlib is imported only when one is drawn.
+"""
 
 import contextlib
-import importlib.util
 import io
 import logging
 import math
@@ -10,25 +12,66 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from data import InputError
+from data import SCATTERED
+from errors import InputError
+from models import VAE
 
 # Paul Tol's "muted" scheme and black, told apart with any colour vision
 # (P. Tol, "Colour Schemes", SRON technical note EPS/TN/09-002, 2021).
-COLOURS = (
-    "#332288",
-    "#CC6677",
-    "#117733",
-    "#DDCC77",
-    "#88CCEE",
-    "#882255",
-    "#44AA99",
-    "#999933",
-    "#AA4499",
-    "#000000",
-)
+COLOURS = ("#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE",
+           "#882255", "#44AA99", "#999933", "#AA4499", "#000000")  # fmt: skip
 MARKERS = "osD^vPX*<>"
 MANIFOLD_SIDE = 20  # images a side
+FIGURES = ("scatter_epochs", "reconstructions", "loss", "sanity_check", "manifold")
+LEGEND = {"title": "digit", "frameon": False}
+INK = {"cmap": "gray_r", "vmin": 0, "vmax": 1}  # how imshow shows an image
+
+
+@torch.no_grad()
+def snapshot(model, digits):
+    """What the pictures show of the model as it is now: codes and decoded images."""
+    model.eval()
+    codes = model.codes(torch.cat([digits.x_shown, digits.x_test[-SCATTERED:]]))
+    shown, scattered = codes.tensor_split([len(digits.x_shown)])
+    images = model.decode(shown).sigmoid()
+    return {"scattered": scattered.cpu(), "codes": shown.cpu(), "images": images.cpu()}
+
+
+def draw(model, digits, history, trained, which, all_figures):
+    """The pictures of a run: {"scatter" or a name of FIGURES: the bytes of a PNG file}.
+
+    Args:
+        model: after as many epochs as `trained` says.
+        digits: what `read_digits` returned.
+        history: {"log": per epoch {split: {"L_tot": nats per image}},
+            "snapshots": {epochs: what `snapshot` returned then}}.
+        which: "test" or "held-out", the images that are shown.
+        all_figures: whether more than the scatter is asked for.
+    """
+    views = {n: view for n, view in sorted(history["snapshots"].items()) if n < trained}
+    views[trained] = snapshot(model, digits)
+    views = {n: {name: part.numpy() for name, part in view.items()} for n, view in views.items()}
+    last, labels = views[trained], digits.test_labels[-SCATTERED:]
+    plane = plane_of(last["scattered"])
+    points = {n: plane.project(view["scattered"]) for n, view in views.items()}
+    title = f"Codes of {'the last ' * (which == 'test')}{len(labels)} {which} images"
+    pictures = {"scatter": draw_scatter(points[trained], labels, plane, title)}
+    if all_figures:
+        shown = digits.x_shown.cpu().numpy()
+        one_of_each = (part[::10] for part in (shown, last["codes"], last["images"]))
+        decoded = _decoded_quantiles(model, points[trained], plane)
+        pictures |= {
+            "scatter_epochs": draw_scatter_epochs(points, labels, plane),
+            "reconstructions": draw_reconstructions(
+                shown, {n: view["images"] for n, view in views.items()}
+            ),
+            "loss": draw_loss(history["log"]),
+            "sanity_check": draw_sanity_check(*one_of_each),
+            "manifold": draw_manifold(*decoded, plane),
+        }
+    return pictures
 
 
 class Plane(NamedTuple):
@@ -56,27 +99,25 @@ def plane_of(codes):
     origin = codes.mean(0)
     missing = [(0, max(0, 2 - size)) for size in codes.shape]  # one number makes a flat line
     _, scale, directions = np.linalg.svd(np.pad(codes - origin, missing), full_matrices=False)
-    shares = (scale**2 / max((scale**2).sum(), np.finfo(np.float32).tiny))[:2]
-    names = tuple(
-        f"{name} principal component, {share:.0%} of the variance"
-        for name, share in zip(("first", "second"), shares, strict=True)
-    )
+    shares = scale**2 / max((scale**2).sum(), np.finfo(np.float32).tiny)
+    which = zip(("first", "second"), shares, strict=False)
+    names = tuple(f"{name} principal component, {s:.0%} of the variance" for name, s in which)
     return Plane(origin, directions[:2, :latent_dim], names)
-
-
-def require_matplotlib():
-    """Raise InputError if matplotlib is missing: better before the training than after."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("matplotlib is missing; pip install -r requirements.txt")
 
 
 @contextlib.contextmanager
 def own_style():
-    """Draw the same pictures for everyone, whatever their settings of matplotlib say."""
+    """Inside, pictures are the same for everyone, whatever their settings of matplotlib say.
+
+    Raises:
+        InputError: matplotlib is missing: better known before the training than after.
+    """
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of old settings, and caches
     os.environ.pop("MPLBACKEND", None)  # no backend is used, and an unknown one ends the import
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError("matplotlib is missing; pip install -r requirements.txt") from None
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         yield
@@ -89,28 +130,19 @@ def draw_scatter(points, labels, plane, title):
     _scatter(axes, points, labels, marker_area=11, digit_size=18)
     _square(axes, points)
     _name_axes(axes, plane, title)
-    axes.legend(
-        title="digit",
-        fontsize=13,
-        title_fontsize=13,
-        loc="center left",
-        bbox_to_anchor=(0.98, 0.5),
-        markerscale=1.8,
-        handletextpad=0,
-        frameon=False,
-    )
+    place = {"loc": "center left", "bbox_to_anchor": (0.98, 0.5), "handletextpad": 0}
+    axes.legend(fontsize=13, title_fontsize=13, markerscale=1.8, **place, **LEGEND)
     return _png(figure)
 
 
-def draw_manifold(images, points, plane, title):
+def draw_manifold(images, points, title, plane):
     """Decoded codes as a map of the plane: images [S * S, 784] at points [S * S, 2]."""
     from matplotlib.ticker import MaxNLocator
 
     side = math.isqrt(len(images))
     figure = _figure(5.4, 4.8)
     axes = figure.subplots()
-    extent = (0, side, 0, side)
-    axes.imshow(_mosaic(images, side), cmap="gray_r", vmin=0, vmax=1, extent=extent)
+    axes.imshow(_mosaic(images, side), extent=(0, side, 0, side), **INK)
     columns, rows = points[:side, 0], points[::-side, 1]
     middles = np.arange(side) + 0.5
     for set_ticks, codes in ((axes.set_xticks, columns), (axes.set_yticks, rows)):
@@ -128,30 +160,17 @@ def manifold_points():
     return np.stack([columns.ravel(), rows.ravel()], axis=1)
 
 
-def draw_figures(views, labels, shown, plane, log):
-    """All other pictures of a training run: {name: the bytes of a PNG file}.
-
-    Args:
-        views: {epochs trained: {"scattered": codes [M, d] of the images with these labels, "codes":
-            of the images shown [N, d], "images": their reconstructions [N, 784]}}.
-        labels: int [M].
-        shown: images `[N, 784]`, ten of each digit.
-        log: per epoch {split: {"L_tot": nats per image}}.
-    """
-    points = {epochs: plane.project(view["scattered"]) for epochs, view in views.items()}
-    images = {epochs: view["images"] for epochs, view in views.items()}
-    curves = {
-        split: [epoch[split]["L_tot"] for epoch in log]
-        for split in ("train", "validation", "test")
-        if split in log[0]
-    }
-    last = views[max(views)]
-    return {
-        "scatter_epochs": draw_scatter_epochs(points, labels, plane),
-        "reconstructions": draw_reconstructions(shown, images),
-        "loss": draw_loss(curves),
-        "sanity_check": draw_sanity_check(shown[::10], last["codes"][::10], last["images"][::10]),
-    }
+@torch.no_grad()
+def _decoded_quantiles(model, points, plane):
+    """Images and points of `manifold_points` for the prior or, without one, for points [N, 2]."""
+    if isinstance(model, VAE):
+        title, scale = "Decoded quantiles of the prior", 1.0
+        middle = plane.project(np.zeros(model.latent_dim))
+    else:
+        title, scale, middle = "Decoded quantiles of the codes", points.std(0), points.mean(0)
+    grid = middle + scale * manifold_points()
+    codes = torch.tensor(plane.codes_at(grid), device=next(model.parameters()).device)
+    return model.decode(codes).sigmoid().cpu().numpy(), grid, title
 
 
 def draw_scatter_epochs(points, labels, plane):
@@ -164,18 +183,9 @@ def draw_scatter_epochs(points, labels, plane):
         axes.set_title(_after(epochs), fontsize=13)
     figure.supxlabel(plane.names[0], fontsize=13)
     figure.supylabel(plane.names[1], fontsize=13)
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        names,
-        title="digit",
-        loc="outside right center",
-        markerscale=3,
-        fontsize=12,
-        title_fontsize=12,
-        handletextpad=0.1,
-        frameon=False,
-    )
+    place = {"loc": "outside right center", "handletextpad": 0.1}
+    entries = panels[0].get_legend_handles_labels()
+    figure.legend(*entries, fontsize=12, title_fontsize=12, markerscale=3, **place, **LEGEND)
     return _png(figure)
 
 
@@ -184,27 +194,21 @@ def draw_reconstructions(originals, reconstructions):
     shown = {None: originals, **reconstructions}
     figure, panels = _panels(shown, 2.4)
     for axes, (epochs, images) in zip(panels, shown.items(), strict=True):
-        axes.imshow(_mosaic(images, 10), cmap="gray_r", vmin=0, vmax=1)
+        axes.imshow(_mosaic(images, 10), **INK)
         axes.set_axis_off()
         axes.set_title("test images" if epochs is None else _after(epochs), fontsize=13)
     return _png(figure)
 
 
-def draw_loss(curves):
-    """L_tot over the epochs: {split: [epochs]}, in nats per image."""
+def draw_loss(log):
+    """L_tot over the epochs: per epoch {split: {"L_tot": nats per image}}."""
     figure = _figure(6, 3.6)
     axes = figure.subplots()
-    looks = {
-        "train": ("o-", COLOURS[0]),
-        "validation": ("s-", COLOURS[2]),
-        "test": ("^-", COLOURS[1]),
-    }
-    for split, values in curves.items():
-        style, colour = looks[split]
-        epochs = range(1, len(values) + 1)
-        axes.plot(
-            epochs, values, style, ms=4, color=colour, label=f"{split}, last {values[-1]:.2f}"
-        )
+    for split, style, colour in (("train", "o-", 0), ("validation", "s-", 2), ("test", "^-", 1)):
+        if split in log[0]:
+            values = [epoch[split]["L_tot"] for epoch in log]
+            look = {"ms": 4, "color": COLOURS[colour], "label": f"{split}, last {values[-1]:.2f}"}
+            axes.plot(range(1, len(values) + 1), values, style, **look)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:.0f}")
     axes.yaxis.set_minor_formatter("{x:.0f}")
@@ -224,11 +228,9 @@ def draw_sanity_check(images, codes, reconstructions):
     rows = figure.subplots(3, len(images), squeeze=False)
     height = next(n for n in range(math.isqrt(codes.shape[1]), 0, -1) if codes.shape[1] % n == 0)
     limit = np.abs(codes).max()
-    for axes, image, code, reconstruction in zip(
-        rows.T, images, codes, reconstructions, strict=True
-    ):
-        for box, picture in ((axes[0], image), (axes[2], reconstruction)):
-            box.imshow(picture.reshape(28, 28), cmap="gray_r", vmin=0, vmax=1)
+    for axes, image, code, decoded in zip(rows.T, images, codes, reconstructions, strict=True):
+        axes[0].imshow(image.reshape(28, 28), **INK)
+        axes[2].imshow(decoded.reshape(28, 28), **INK)
         if len(code) <= 3:
             text = "\n".join(f"{number:.2f}" for number in code)
             axes[1].text(0.5, 0.5, text, ha="center", va="center", fontsize=12)
@@ -243,9 +245,7 @@ def draw_sanity_check(images, codes, reconstructions):
 
 
 def _after(epochs):
-    if epochs == 0:
-        return "before training"
-    return f"after {epochs} epoch{'s' if epochs > 1 else ''}"
+    return "before training" if epochs == 0 else f"after {epochs} epoch{'s' * (epochs > 1)}"
 
 
 def _mosaic(images, columns):
@@ -259,31 +259,17 @@ def _scatter(axes, points, labels, marker_area, digit_size):
     from matplotlib import patheffects
 
     apart = 0.07 * np.ptp(points, axis=0).max()  # so that no two digits overlap
+    outline = patheffects.withStroke(linewidth=digit_size / 5, foreground="white")
     written = []
     for digit in np.unique(labels):
-        own = points[labels == digit]
-        axes.scatter(
-            *own.T,
-            s=marker_area,
-            color=COLOURS[digit],
-            marker=MARKERS[digit],
-            linewidths=0,
-            alpha=0.8,
-            label=digit,
-        )
-        if not digit_size:
-            continue
-        written.append(densest(own, written, apart))
-        axes.annotate(
-            str(digit),
-            written[-1],
-            ha="center",
-            va="center",
-            fontsize=digit_size,
-            fontweight="bold",
-            color=COLOURS[digit],
-            path_effects=[patheffects.withStroke(linewidth=digit_size / 5, foreground="white")],
-        )
+        own, colour = points[labels == digit], COLOURS[digit]
+        look = {"color": colour, "marker": MARKERS[digit], "linewidths": 0, "alpha": 0.8}
+        axes.scatter(*own.T, s=marker_area, label=digit, **look)
+        if digit_size:
+            written.append(densest(own, written, apart))
+            look = {"ha": "center", "va": "center", "fontweight": "bold", "color": colour}
+            look |= {"fontsize": digit_size, "path_effects": [outline]}
+            axes.annotate(str(digit), written[-1], **look)
 
 
 def _square(axes, points):
@@ -327,8 +313,7 @@ def _figure(width, height):
     from matplotlib.figure import Figure  # without pyplot: needs no display and no closing
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
-    return Figure(figsize=(width, height), layout=layout)
+    return Figure((width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
 
 
 def _png(figure):

@@ -13,25 +13,24 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partialmethod
 from multiprocessing import get_context
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from common import digits, write_json
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import auto_encoder
+import exact
 import models
-from data import PROJECT, load_digits
+import training
+from evaluation import evaluate
 from models import VAE
 
 EPOCHS, TRAINED = 10, 55_000
 
 
-def coarser(vae, side=45, codebook=VAE.codebook):
-    return codebook(vae, side)
+def coarser(decoder, side=45, decode_plane=exact.decode_plane):
+    return decode_plane(decoder, side)
 
 
 def plain_code(decoder, z):
@@ -64,43 +63,43 @@ def latents(number):
 VARIANTS = {  # name: what stands in for attributes of modules and classes
     "default": [],
     "encoder network": [(VAE, "__init__", partialmethod(VAE.__init__, encoder="network"))],
-    "Adam for all, no Muon": [(auto_encoder, "make_optimizers", adam_only)],
+    "Adam for all, no Muon": [(training, "make_optimizers", adam_only)],
     "float32 products": [(torch, "set_float32_matmul_precision", lambda precision: None)],
-    "grid twice as coarse": [(VAE, "codebook", coarser)],
-    "one codebook an epoch": [(auto_encoder, "REFRESH", 10**9)],
+    "grid twice as coarse": [(models, "decode_plane", coarser)],
+    "one codebook an epoch": [(training, "REFRESH", 10**9)],
     "decoder sees codes, not quantiles": [(models.Decoder, "forward", plain_code)],
     "no sines and cosines": [(models.Decoder, "FREQUENCIES", ())],
     "sines and cosines to 4 v": [(models.Decoder, "FREQUENCIES", (0.5, 1.0, 2.0, 4.0))],
-    "constant learning rate": [(auto_encoder, "learning_rate", lambda progress, highest: highest)],
+    "constant learning rate": [(training, "learning_rate", lambda progress, highest: highest)],
     "no skip connections": [NO_SKIP],
     "ReLU for GELU": [RELU],
     "LayerNorm added": [(models.Layer, "forward", with_layernorm)],
     **{f"{number} latents": [latents(number)] for number in (5, 10, 15, 20, 30, 50)},
     "20 latents, no skip connections": [latents(20), NO_SKIP],
     "20 latents, ReLU for GELU": [latents(20), RELU],
-    "20 latents, no weight decay": [latents(20), (auto_encoder, "WEIGHT_DECAYS", NO_DECAY)],
+    "20 latents, no weight decay": [latents(20), (training, "WEIGHT_DECAYS", NO_DECAY)],
 }
 
 
 def run_variant(name):
     """Train, and give the figures on the validation split."""
     torch.set_num_threads(1)
-    images, labels = load_digits(PROJECT / "mnist", "train")
-    x = auto_encoder.as_input(images, torch.device("cpu"))
+    x, labels = digits("train")
+    labels = labels.numpy()
     train, held_out = x[:TRAINED], x[TRAINED:]
     with contextlib.ExitStack() as stack:
         for change in VARIANTS[name]:
             stack.enter_context(patch.object(*change))
         torch.manual_seed(0)
         vae = VAE()
-        optimizers = auto_encoder.make_optimizers(vae)
-        lr = auto_encoder.LEARNING_RATES[auto_encoder.encoder_kind(vae)]
+        optimizers = training.make_optimizers(vae)
+        lr = training.LEARNING_RATES[models.encoder_kind(vae)]
         settings = {"seed": 0, "epochs": EPOCHS, "batch_size": 256, "lr": lr}
         started = time.perf_counter()
         for epoch in range(EPOCHS):
-            auto_encoder.train_epoch(vae, optimizers, train, {}, epoch, settings)
+            training.train_epoch(vae, optimizers, train, {}, epoch, settings)
         seconds = time.perf_counter() - started
-        results = auto_encoder.evaluate(vae, train, labels[:TRAINED], held_out, labels[TRAINED:])
+        results = evaluate(vae, train, labels[:TRAINED], held_out, labels[TRAINED:])
     return {
         "L_tot": round(results["test"]["L_tot"], 2),
         "log_likelihood_binarized": round(results["log_likelihood_binarized"], 2),
@@ -118,7 +117,7 @@ def main(names):
             print(f"{name:35}", "  ".join(f"{key} {value}" for key, value in row.items()))
             sys.stdout.flush()
     if write:
-        auto_encoder.write_json(PROJECT / "benchmarks/ablation.json", rows)
+        write_json("ablation", rows)
 
 
 if __name__ == "__main__":

@@ -4,18 +4,13 @@ python benchmarks/analysis.py       # about a minute on two cores; writes analys
 """
 
 import itertools
-import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import torch
+from common import digits, write_json
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from auto_encoder import as_input, nearest_label, write_json
-from data import PROJECT, load_digits
-from models import load_checkpoint
+from evaluation import nearest_label
+from models import SHIPPED, load_checkpoint
 
 SAMPLES = 20  # of q(z|x) per image, to tell the bound's gap from its noise
 
@@ -23,15 +18,11 @@ SAMPLES = 20  # of q(z|x) per image, to tell the bound's gap from its noise
 @torch.no_grad()
 def main():
     torch.manual_seed(0)
-    vae = load_checkpoint(PROJECT / "checkpoints/vae.pt")
-    device = torch.device("cpu")
-    images, labels = load_digits(PROJECT / "mnist", "train")
-    test_images, test_labels = load_digits(PROJECT / "mnist", "test")
-    x, x_test = as_input(images, device), as_input(test_images, device)
-
-    codebook = vae.codebook()
-    mean, logvar = vae.encode(x_test, codebook)
-    known = vae.codes(x, codebook)
+    vae = load_checkpoint(SHIPPED)
+    (x, digit_of), (x_test, digit_of_test) = digits("train"), digits("test")
+    labels, test_labels = digit_of.numpy(), digit_of_test.numpy()
+    mean, logvar = vae.encode(x_test)
+    known = vae.codes(x)
     predicted = nearest_label(known, labels, mean)
     confused = np.zeros((10, 10), int)
     np.add.at(confused, (test_labels, predicted), 1)
@@ -40,13 +31,12 @@ def main():
         for a, b in itertools.combinations(range(10), 2)
     }
     nearest = {"own": [], "another": []}  # distances to the nearest training code of such a digit
-    digits = torch.from_numpy(labels)
-    for codes, digit in zip(mean.split(500), torch.from_numpy(test_labels).split(500), strict=True):
+    for codes, digit in zip(mean.split(500), digit_of_test.split(500), strict=True):
         distance = torch.cdist(codes, known, compute_mode="donot_use_mm_for_euclid_dist")
-        same = digit[:, None] == digits
+        same = digit[:, None] == digit_of
         nearest["own"].append(distance.masked_fill(~same, torch.inf).amin(1))
         nearest["another"].append(distance.masked_fill(same, torch.inf).amin(1))
-    bounds = [torch.sub(*vae.elbo(x_test, codebook)) for _ in range(SAMPLES)]
+    bounds = [torch.sub(*vae.elbo(x_test)) for _ in range(SAMPLES)]
     gap = (vae.log_likelihood(x_test) - torch.stack(bounds).mean(0)).numpy()
     results = {
         "knn_accuracy": float((predicted == test_labels).mean()),
@@ -66,8 +56,7 @@ def main():
             "90th_percentile": float(np.quantile(gap, 0.9)),
         },
     }
-    print(json.dumps(results, indent=1))
-    write_json(PROJECT / "benchmarks/analysis.json", results)
+    write_json("analysis", results)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,13 @@ Model, loss, optimizer, batch size and data pipeline are those of the well-known
 PIL image after the other into a tensor). Needs torchvision.
 """
 
-import sys
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
+from common import MNIST, load_digits
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ToTensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from data import PROJECT, load_digits
 
 EPOCHS = 10
 
@@ -25,7 +20,7 @@ class Digits(Dataset):
     """What torchvision's MNIST does for each image, on the files that are shipped here."""
 
     def __init__(self, split):
-        self.images, self.labels = load_digits(PROJECT / "mnist", split)
+        self.images, self.labels = load_digits(MNIST, split)
         self.transform = ToTensor()
 
     def __len__(self):

@@ -7,21 +7,14 @@ the number of different digits, over the 20 images of each of 50 seeds. Seed 0 w
 the shipped images.
 """
 
-import json
-import sys
-from pathlib import Path
 from statistics import mean
 
 import torch
 import torch.nn.functional as F
+from common import digits, write_json
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from auto_encoder import as_input, write_json
-from data import PROJECT, load_digits
-from decoder_generate import draw_noise
-from models import load_decoder
+from models import SHIPPED, draw_noise, load_checkpoint
 
 EPOCHS, BATCH_SIZE, HIGHEST_LR = 4, 128, 3e-3
 SEEDS, COUNT = 50, 20
@@ -66,37 +59,32 @@ def train_classifier(x, labels):
 @torch.no_grad()
 def judge(classifier, decoder, draws):
     """The judgement on images of many seeds, and how many digits seed 0 shows."""
-    confidences, digits = [], []
+    confidences, kinds = [], []
     for seed in range(SEEDS):
         codes = decoder.sample(draw_noise(COUNT, decoder.latent_dim, seed, draws))
         confidence, digit = classifier(decoder(codes).sigmoid()).softmax(1).max(1)
         confidences.append(confidence.mean().item())
-        digits.append(len(digit.unique()))
+        kinds.append(len(digit.unique()))
     return {
         "mean_confidence": mean(confidences),
-        "mean_digits": mean(digits),
-        "digits_of_seed_0": digits[0],
+        "mean_digits": mean(kinds),
+        "digits_of_seed_0": kinds[0],
     }
 
 
 def main():
-    device = torch.device("cpu")
-    images, labels = load_digits(PROJECT / "mnist", "train")
-    classifier = train_classifier(as_input(images, device), torch.from_numpy(labels))
-    images, labels = load_digits(PROJECT / "mnist", "test")
+    classifier = train_classifier(*digits("train"))
+    x, labels = digits("test")
     with torch.no_grad():
-        probabilities = torch.cat(
-            [classifier(part).softmax(1) for part in as_input(images, device).split(1000)]
-        )
+        probabilities = torch.cat([classifier(part).softmax(1) for part in x.split(1000)])
     confidence, digit = probabilities.max(1)
-    decoder = load_decoder(PROJECT / "checkpoints/vae.pt")
+    decoder = load_checkpoint(SHIPPED).decoder
     results = {
-        "classifier_test_accuracy": (digit == torch.from_numpy(labels)).float().mean().item(),
+        "classifier_test_accuracy": (digit == labels).float().mean().item(),
         "confidence_in_test_images": confidence.mean().item(),
         **{draws: judge(classifier, decoder, draws) for draws in ("random", "even")},
     }
-    print(json.dumps(results, indent=1))
-    write_json(PROJECT / "benchmarks/generation.json", results)
+    write_json("generation", results)
 
 
 if __name__ == "__main__":

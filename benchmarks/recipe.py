@@ -8,19 +8,16 @@ tested on all 10,000 test images.
 """
 
 import itertools
-import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from common import digits, write_json
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import auto_encoder
-from data import PROJECT, load_digits
+from evaluation import mean_elbo
 from models import AutoEncoder
+from training import LEARNING_RATES, make_optimizers, train_epoch
 
 IMAGES, EPOCHS, BATCH_SIZE = 2000, 100, 64
 SIZES = (784, 512, 256, 32, 256, 512, 784)
@@ -46,18 +43,16 @@ def train_recipe(x, x_test):
 def train_ours(x, x_test):
     """Test cross-entropy in nats per image of `auto_encoder.py --model ae --latent-dim 32`."""
     model = AutoEncoder(32)
-    optimizers = auto_encoder.make_optimizers(model)
-    lr = auto_encoder.LEARNING_RATES["network"]
+    optimizers = make_optimizers(model)
+    lr = LEARNING_RATES["network"]
     settings = {"seed": 0, "epochs": EPOCHS, "batch_size": BATCH_SIZE, "lr": lr}
     for epoch in range(EPOCHS):
-        auto_encoder.train_epoch(model, optimizers, x, {}, epoch, settings)
-    return auto_encoder.mean_elbo(model, x_test, None)["L_tot"]
+        train_epoch(model, optimizers, x, {}, epoch, settings)
+    return mean_elbo(model, x_test)["L_tot"]
 
 
 def main():
-    device = torch.device("cpu")
-    x = auto_encoder.as_input(load_digits(PROJECT / "mnist", "train")[0][:IMAGES], device)
-    x_test = auto_encoder.as_input(load_digits(PROJECT / "mnist", "test")[0], device)
+    x, x_test = digits("train")[0][:IMAGES], digits("test")[0]
     rows = {}
     for name, train in (("recipe", train_recipe), ("ours", train_ours)):
         torch.manual_seed(0)
@@ -66,7 +61,7 @@ def main():
         seconds = round(time.perf_counter() - started, 1)
         rows[name] = {"nats": nats, "per_pixel": nats / 784, "seconds": seconds}
         print(f"{name}: {nats:.2f} nats, {nats / 784:.4f} per pixel, {seconds} s", flush=True)
-    auto_encoder.write_json(PROJECT / "benchmarks/recipe.json", rows)
+    write_json("recipe", rows)
 
 
 if __name__ == "__main__":

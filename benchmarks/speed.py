@@ -9,22 +9,20 @@
 3. Peak memory of `auto_encoder.py`.
 """
 
-import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import torch
+from common import PROJECT, digits, write_json
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import auto_encoder
-from data import PROJECT, load_digits
+from exact import SIDE
 from models import PIXELS, VAE
+from precision import fast_matmul
+from training import REFRESH, make_optimizers, train_epoch
 
 
 def run_script(*command):
@@ -57,7 +55,7 @@ def seconds_of(function, repeat):
 
 def matrix_products(vae, batch):
     """(rows, inner, columns, how often) of the products in one training step, Muon's included."""
-    nodes = len(vae.codebook().codes)
+    nodes = SIDE**2
     products = [(batch, PIXELS, nodes, 1)]  # the images against the codebook
     layers = [layer for layer in vae.decoder.net if isinstance(layer, torch.nn.Linear)]
     for layer in layers:
@@ -65,7 +63,7 @@ def matrix_products(vae, batch):
         products += [
             (batch, inputs, outputs, 1),  # forward
             (outputs, batch, inputs, 1),  # gradient of the weights
-            (nodes, inputs, outputs, 1 / auto_encoder.REFRESH),  # decoding the codebook
+            (nodes, inputs, outputs, 1 / REFRESH),  # decoding the codebook
         ]
         if layer is not layers[0]:
             products.append((batch, outputs, inputs, 1))  # gradient of the layer's input
@@ -81,14 +79,13 @@ def matrix_products(vae, batch):
 
 def share_of_the_floor(batch=256, steps=200):
     """The floor's seconds a step, in float32 and as multiplied in training; the step's seconds."""
-    images, _ = load_digits(PROJECT / "mnist", "train")
-    x = auto_encoder.as_input(images[: batch * steps], torch.device("cpu"))
+    x = digits("train")[0][: batch * steps]
     vae = VAE()
-    optimizers = auto_encoder.make_optimizers(vae)
+    optimizers = make_optimizers(vae)
     settings = {"seed": 0, "batch_size": batch, "epochs": 2, "lr": 1e-3}
-    auto_encoder.train_epoch(vae, optimizers, x[: 20 * batch], {}, 0, settings)
+    train_epoch(vae, optimizers, x[: 20 * batch], {}, 0, settings)
     started = time.perf_counter()
-    auto_encoder.train_epoch(vae, optimizers, x, {}, 1, settings)
+    train_epoch(vae, optimizers, x, {}, 1, settings)
     step = (time.perf_counter() - started) / steps
 
     def floor():
@@ -100,7 +97,7 @@ def share_of_the_floor(batch=256, steps=200):
 
     flops = sum(2 * m * k * n * often for m, k, n, often in matrix_products(vae, batch))
     exact = floor()
-    with auto_encoder.fast_matmul():
+    with fast_matmul():
         fast = floor()
     return {"flops": flops, "float32": exact, "as_multiplied": fast, "step": step}
 
@@ -110,7 +107,7 @@ def main():
     epochs, _, _ = run_script(PROJECT / "benchmarks/conventional.py")
     theirs, target = epochs[-1]
     with tempfile.TemporaryDirectory() as folder:
-        names = {"checkpoint": "vae.pt", "scatter": "encoder.png", "figures": "figures"}
+        names = {"checkpoint": "vae.safetensors", "scatter": "encoder.png", "figures": "figures"}
         outputs = [
             part for flag, name in names.items() for part in (f"--{flag}", f"{folder}/{name}")
         ]
@@ -133,8 +130,7 @@ def main():
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
     }
-    print(json.dumps(results, indent=1))
-    auto_encoder.write_json(PROJECT / "benchmarks/speed.json", results)
+    write_json("speed", results)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,25 @@
+"""What the benchmarks share: the project on the path, the digits, and where results go."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data import MNIST, as_input, load_digits
+from files import PROJECT, write_files
+
+
+def digits(split):
+    """Images float32 [N, 784] in [0, 1] and labels int64 [N], both tensors."""
+    images, labels = load_digits(MNIST, split)
+    return as_input(images), torch.from_numpy(labels)
+
+
+def write_json(name, contents):
+    """Print the results and write them to benchmarks/`name`.json."""
+    text = json.dumps(contents, indent=1)
+    print(text)
+    write_files({PROJECT / f"benchmarks/{name}.json": (text + "\n").encode()})
