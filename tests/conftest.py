@@ -1,20 +1,29 @@
 """Small real data, and ways to run the two scripts."""
 
+import contextlib
 import gzip
 import hashlib
+import io
+import resource
 import struct
 import subprocess
 import sys
+import time
+import tracemalloc
 from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
+import auto_encoder
+import cli
 import data
 import models
+import training
 
 PROJECT = Path(__file__).resolve().parent.parent
 MNIST = PROJECT / "mnist"
@@ -88,36 +97,69 @@ def tiny_mnist(tmp_path_factory, mnist):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, small_mnist):
-    """The folder of a finished run of two epochs, by the real command line."""
+    """The folder of a finished run of two epochs, with what it printed."""
     folder = tmp_path_factory.mktemp("trained")
-    arguments = flags(folder, small_mnist, figures=folder / "figures")
-    result = command("auto_encoder.py", *arguments, cwd=folder)
-    assert result.returncode == 0, result.stderr
+    result = call(auto_encoder, *flags(folder, small_mnist, figures=folder / "figures"))
+    assert result.status == 0, result.stderr
     (folder / "stdout").write_text(result.stdout)
     (folder / "stderr").write_text(result.stderr)
     return folder
 
 
-@pytest.fixture
-def call(capsys, monkeypatch):
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory, tiny_mnist):
+    """The folder of a finished run of two epochs with all figures."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    arguments = unbroken_flags(folder, tiny_mnist)
+    result = call(auto_encoder, *arguments)
+    assert (result.status, result.stderr) == (0, "")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_a_little():
+    """A small model and its optimizers after an epoch: the arguments of `resume_bytes`."""
+    torch.manual_seed(0)
+    model = models.VAE(2, decoder_widths=(8, 8))
+    optimizers = training.make_optimizers(model)
+    x = torch.rand(20, 784)
+    settings = {"seed": 0, "epochs": 2, "batch_size": 10, "lr": 0.01}
+    figures = training.train_epoch(model, optimizers, x, {"test": x}, 0, settings)
+    best = {name: weight.clone() for name, weight in model.state_dict().items()}
+    snapshots = {0: {"codes": torch.rand(3, 2)}, 10: {"codes": torch.rand(3, 2)}}
+    return settings, model, optimizers, {"log": [figures], "snapshots": snapshots, "best": best}
+
+
+def call(script, *arguments):
     """Run a script's main in this process as its command line would; give status and output.
 
     With a coarse quadrature, as the same training on a few images is evaluated many times.
     """
-    coarse = partialmethod(models.VAE.log_likelihood, side=models.SIDE)
-    monkeypatch.setattr(models.VAE, "log_likelihood", coarse)
-
-    def call(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
-        status = 0
+    coarse = partialmethod(models.VAE.log_likelihood, side=81)
+    status, stdout, stderr = 0, io.StringIO(), io.StringIO()
+    with contextlib.ExitStack() as stack:
+        patched = stack.enter_context(pytest.MonkeyPatch.context())
+        patched.setattr(models.VAE, "log_likelihood", coarse)
+        patched.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+        stack.enter_context(contextlib.redirect_stdout(stdout))
+        stack.enter_context(contextlib.redirect_stderr(stderr))
         try:
-            data.run(script.main)
+            cli.run(script.main)
         except SystemExit as stop:
-            status = stop.code
-        captured = capsys.readouterr()
-        return SimpleNamespace(status=status, stdout=captured.out, stderr=captured.err)
+            status = stop.code or 0
+    return SimpleNamespace(status=status, stdout=stdout.getvalue(), stderr=stderr.getvalue())
 
-    return call
+
+def interrupting(train_epoch, epoch):
+    """An epoch's training that is interrupted in this epoch."""
+
+    def interrupted(model, optimizers, x, watched, now, settings):
+        if now == epoch:
+            train_epoch(model, optimizers, x[:400], watched, now, settings)
+            raise KeyboardInterrupt
+        return train_epoch(model, optimizers, x, watched, now, settings)
+
+    return interrupted
 
 
 def command(script, *arguments, **options):
@@ -138,6 +180,30 @@ def assert_one_line(result, *parts):
     assert result.stderr.count("\n") == 1, result.stderr
     for part in parts:
         assert str(part) in result.stderr
+
+
+@contextlib.contextmanager
+def cheaply(megabytes, seconds=10):
+    """What Python and NumPy take stays below that."""
+    started = time.monotonic()
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 1e6 * megabytes
+        assert time.monotonic() - started < seconds
+    finally:
+        tracemalloc.stop()
+
+
+@contextlib.contextmanager
+def no_file_larger_than(size):
+    """The kernel refuses to write more, as on a full disk, but with another error."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def start(script, *arguments, **options):
@@ -165,7 +231,7 @@ def flags(folder, small_mnist, **changed):
     values = {
         "data": small_mnist,
         "epochs": 2,
-        "checkpoint": folder / "vae.pt",
+        "checkpoint": folder / "vae.safetensors",
         "scatter": folder / "encoder.png",
         **changed,
     }
@@ -174,7 +240,11 @@ def flags(folder, small_mnist, **changed):
     return [*(part for pair in pairs for part in pair), *drawing]
 
 
+def unbroken_flags(folder, tiny_mnist):
+    return flags(folder, tiny_mnist, epochs=2, batch_size=50, figures=folder / "figures")
+
+
 def digests(folder):
-    names = ("vae.pt", "encoder.png")
+    names = ("vae.safetensors", "encoder.png")
     files = [folder / name for name in names] + sorted((folder / "figures").glob("*.png"))
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]

@@ -2,7 +2,6 @@
 
     python tests/stress.py kills     # 200 SIGKILLs at random times: about 10 minutes
     python tests/stress.py disks     # full and read-only ones; on Linux, as root: 5 minutes
-    python tests/stress.py pairs     # two runs at once, ten times: 3 minutes
 
 Each stops with a traceback at the first thing that is wrong, and else puts what it counted into
 tests/stress.json. For damaged input there is a long version of test_damage.py.
@@ -26,14 +25,15 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from conftest import MNIST, PROJECT, command, contents, start, write_idx_folder
 
-from auto_encoder import RESUME_FORMAT, write_json
 from data import load_digits
-from models import load_checkpoint, read_checkpoint
+from files import write_files
+from models import load_checkpoint
+from tensor_files import read_tensors
+from training import RESUME_FORMAT
 
 EPOCHS = 12
 KILLS = 200
 KILLS_IN_A_ROW = 8
-ROUNDS = 10
 LAST_LINE = f"epoch {EPOCHS - 1}:"
 AFTER_LAST = "evaluating, drawing and writing"
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -47,7 +47,7 @@ def small_data(folder):
 
 def training(folder, data, *options):
     """auto_encoder.py's command line for a short training whose outputs are in `folder`."""
-    files = ("--checkpoint", folder / "vae.pt", "--scatter", folder / "encoder.png")
+    files = ("--checkpoint", folder / "vae.safetensors", "--scatter", folder / "encoder.png")
     files += ("--figures", folder / "figures", "--data", data)
     return "auto_encoder.py", *files, "--epochs", EPOCHS, "--threads", 1, *options
 
@@ -75,7 +75,7 @@ def digests(folder):
     return {
         name: hashlib.sha256(content).hexdigest()
         for name, content in contents(folder).items()
-        if name.endswith((".png", "vae.pt"))
+        if name.endswith((".png", "vae.safetensors"))
     }
 
 
@@ -88,16 +88,16 @@ def check_whole(folder):
                 image.load()
         elif path.suffix == ".json":
             json.loads(path.read_text())
-        elif path.name == "vae.pt":
+        elif path.name == "vae.safetensors":
             load_checkpoint(path)
-        elif path.name == "vae.resume.pt":
-            read_checkpoint(path, RESUME_FORMAT)
+        elif path.name == "vae.resume.safetensors":
+            read_tensors(path, RESUME_FORMAT)
         else:
-            assert path.suffix == ".tmp" or path.name == "filler", path
+            assert path.suffix in (".tmp", ".lock") or path.name == "filler", path
 
 
 def temporaries(folder):
-    return [path for path in folder.rglob(".*.tmp") if path.parent.suffix != ".tmp"]
+    return list(folder.rglob(".*"))
 
 
 def killed(lines, seconds, *arguments):
@@ -146,12 +146,14 @@ class Killer:
         self.unbroken = digests(folder / "unbroken")
         self.sets = {}
         for count, seed in ((20, 0), (30, 1)):
-            arguments = generating(folder / f"set{seed}", folder / "unbroken/vae.pt", count, seed)
+            arguments = generating(
+                folder / f"set{seed}", folder / "unbroken/vae.safetensors", count, seed
+            )
             started = time.monotonic()
             succeed(*arguments)
             self.generating = time.monotonic() - started
             self.sets[count, seed] = contents(folder / f"set{seed}/images")
-        succeed(*generating(self.out, folder / "unbroken/vae.pt", 20, 0))
+        succeed(*generating(self.out, folder / "unbroken/vae.safetensors", 20, 0))
 
     def run(self, kills):
         while self.count.total() < kills:
@@ -174,28 +176,29 @@ class Killer:
             trained = trained or doing == AFTER_LAST
             self.count[AFTER_LAST if trained else doing] += 1
             self.after_a_kill()
-            if (self.out / "vae.resume.pt").exists():
+            if (self.out / "vae.resume.safetensors").exists():
                 options = ("--resume",)
         else:
             succeed(*training(self.out, self.data, *options))
         found = digests(self.out)
         assert {name: found[name] for name in self.unbroken} == self.unbroken
         assert not temporaries(self.out)
-        (self.out / "vae.resume.pt").unlink()
+        (self.out / "vae.resume.safetensors").unlink()
 
     def kill_generation(self):
         for count, seed in reversed(self.sets):
-            arguments = generating(self.out, self.folder / "unbroken/vae.pt", count, seed)
+            arguments = generating(self.out, self.folder / "unbroken/vae.safetensors", count, seed)
             if killed(0, self.random.uniform(0.5, 1) * self.generating, *arguments) is not None:
                 self.count["generating"] += 1
                 self.after_a_kill()
-        succeed(*generating(self.out, self.folder / "unbroken/vae.pt", 20, 0))
+        succeed(*generating(self.out, self.folder / "unbroken/vae.safetensors", 20, 0))
         assert not temporaries(self.out)
 
     def after_a_kill(self):
         check_whole(self.out)
-        assert contents(self.out / "images") in self.sets.values()
-        self.left += bool(temporaries(self.out))
+        for path in (self.out / "images").glob("*.png"):  # each whole, of one set or the other
+            assert path.read_bytes() in [images.get(path.name) for images in self.sets.values()]
+        self.left += any(path.suffix == ".tmp" for path in temporaries(self.out))
 
 
 def kills():
@@ -277,10 +280,10 @@ def disks():
             count["filled up in training, resumed to the same end"] += 1
         for place in (out, out / "images"):
             with disk(place, 1):
-                succeed(*generating(out, folder / "whole/vae.pt", 20, 0))
+                succeed(*generating(out, folder / "whole/vae.safetensors", 20, 0))
                 before = contents(out / "images")
                 fill(place)
-                refuse(*generating(out, folder / "whole/vae.pt", 200, 1))
+                refuse(*generating(out, folder / "whole/vae.safetensors", 200, 1))
                 found = contents(out / "images")
                 found.pop("filler", None)
                 assert found == before
@@ -288,45 +291,13 @@ def disks():
                 count["generating: refused, older images untouched"] += 1
         with disk(out, 50, "ro"):
             assert refuse(*training(out, data)) == ""
-            assert refuse(*generating(out, folder / "whole/vae.pt", 20, 0)) == ""
+            assert refuse(*generating(out, folder / "whole/vae.safetensors", 20, 0)) == ""
             count["read-only disk: refused"] += 2
     return dict(count)
 
 
-def pairs():
-    count = Counter()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        data, out = small_data(folder), folder / "out"
-        alone = {}
-        for seed in (0, 1):
-            succeed(*training(folder / f"alone{seed}", data, "--seed", seed))
-            alone[seed] = digests(folder / f"alone{seed}")
-        images = {}
-        for size, seed in ((20, 0), (30, 1)):
-            succeed(*generating(folder / f"set{seed}", folder / "alone0/vae.pt", size, seed))
-            images[seed] = contents(folder / f"set{seed}/images")
-        for _ in range(ROUNDS):
-            together = [start(*training(out, data, "--seed", s), env=ONE_THREAD) for s in (0, 1)]
-            together += [
-                start(*generating(folder, folder / "alone0/vae.pt", size, seed), env=ONE_THREAD)
-                for size, seed in ((20, 0), (30, 1))
-            ]
-            for process in together:
-                _, stderr = process.communicate(timeout=300)
-                assert (process.returncode, stderr) == (0, "")
-            check_whole(out)
-            last = json.loads((out / "vae.json").read_text())["settings"]["seed"]
-            assert digests(out) == alone[last]
-            assert contents(folder / "images") in images.values()
-            assert not temporaries(folder)
-            count["rounds"] += 1
-            count[f"seed {last} ended last"] += 1
-    return dict(count)
-
-
 def main():
-    stresses = {"kills": kills, "disks": disks, "pairs": pairs}
+    stresses = {"kills": kills, "disks": disks}
     results = PROJECT / "tests/stress.json"
     for name in sys.argv[1:] or stresses:
         started = time.monotonic()
@@ -334,7 +305,8 @@ def main():
         found["seconds"] = round(time.monotonic() - started)
         print(name, found, flush=True)
         recorded = json.loads(results.read_text()) if results.exists() else {}
-        write_json(results, recorded | {name: found})
+        text = json.dumps(recorded | {name: found}, indent=1) + "\n"
+        write_files({results: text.encode()})
 
 
 if __name__ == "__main__":

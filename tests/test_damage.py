@@ -7,35 +7,26 @@ The long version, 2,000 of each kind, in a few minutes:
 
 import contextlib
 import gzip
-import hashlib
-import io
 import resource
 import struct
 import sys
-import zipfile
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import assert_one_line, idx_bytes, table_of, write_idx_folder
+from conftest import assert_one_line, call, idx_bytes, table_of, write_idx_folder
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-import auto_encoder
 import data
 import decoder_generate
 import models
-from data import InputError, load_digits
-from models import (
-    VAE,
-    AutoEncoder,
-    checkpoint_bytes,
-    load_checkpoint,
-    load_decoder,
-    save_checkpoint,
-)
+import training
+from data import load_digits
+from errors import InputError
+from models import VAE, AutoEncoder, checkpoint_bytes, load_checkpoint
+from tensor_files import tensor_bytes
 
 pytestmark = pytest.mark.filterwarnings("error")  # one would be a line more on standard error
 
@@ -46,20 +37,8 @@ NUMBERS = [
     for number in (0, 1, 27, 2049, 2051, 10**9, 2**31 - 1, 2**31, 2**32 - 1)
 ]
 WORDS = [b"-1", b"256", b"255", b"10", b"1e3", b"0.5", b"nan", b"1_0", b"9" * 400, b"label", b"#"]
-WORDS += [
-    b",",
-    b",,",
-    b";",
-    b" ",
-    b"\n",
-    b"\r",
-    b"\n\n",
-    b"\0",
-    b'"',
-    "\u0663\ufeff".encode(),
-    b"\xff",
-]
-
+WORDS += [b",", b",,", b";", b" ", b"\n", b"\r", b"\n\n", b"\0", b'"', b"\xff", b" " * 10**5]
+WORDS += [word.encode() for word in ("\u0663", "\ufeff", "\u2462", "\uff13", "\U0010ffff", "\xb2")]
 
 PLACES = st.integers(0, 64) | st.integers(0, 2**20)  # headers are small, bodies are not
 FLIPS = st.tuples(PLACES, st.integers(0, 7))
@@ -169,18 +148,7 @@ def numbers_in(path):
 
 
 def generate(checkpoint, out):
-    """decoder_generate.py's exit status and output, in this process."""
-    arguments = ["--checkpoint", str(checkpoint), "--out", str(out), "--count", "2"]
-    status, stdout, stderr = 0, io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-        sys.argv[1:], before = arguments, sys.argv[1:]
-        try:
-            data.run(decoder_generate.main)
-        except SystemExit as stop:
-            status = stop.code
-        finally:
-            sys.argv[1:] = before
-    return SimpleNamespace(status=status, stdout=stdout.getvalue(), stderr=stderr.getvalue())
+    return call(decoder_generate, "--checkpoint", checkpoint, "--out", out, "--count", 2)
 
 
 @pytest.fixture(scope="module", params=["vae", "ae"])
@@ -194,15 +162,15 @@ def model(request):
 @pytest.fixture(scope="module")
 def images(work_folder, model):
     """The folder of the two images that `model` generates, and their contents."""
-    save_checkpoint(work_folder / "whole.pt", model, seed=0)
-    assert generate(work_folder / "whole.pt", work_folder / "images").status == 0
+    (work_folder / "whole.safetensors").write_bytes(checkpoint_bytes(model, seed=0))
+    assert generate(work_folder / "whole.safetensors", work_folder / "images").status == 0
     return {file.name: file.read_bytes() for file in (work_folder / "images").iterdir()}
 
 
 @given(changes=edits(NUMBERS))
 def test_damaged_checkpoints(work_folder, model, images, changes):
     """What loads is bit by bit what was saved; and a refused one costs no images."""
-    path, out = work_folder / "damaged.pt", work_folder / "images"
+    path, out = work_folder / "damaged.safetensors", work_folder / "images"
     path.write_bytes(damaged(checkpoint_bytes(model, seed=0), changes))
     result = generate(path, out)
     if result.status:
@@ -216,43 +184,35 @@ def test_damaged_checkpoints(work_folder, model, images, changes):
         assert all(torch.equal(weights[name], w) for name, w in model.state_dict().items())
 
 
-@given(changes=edits(NUMBERS))
-def test_checkpoints_with_damaged_pickles_but_right_checksums(work_folder, model, changes):
-    """Nothing can be said of what is in them, but what loads must work."""
-    with zipfile.ZipFile(io.BytesIO(checkpoint_bytes(model, seed=0))) as archive:
-        records = {name: archive.read(name) for name in archive.namelist()}
-    (pickled,) = (name for name in records if name.endswith("data.pkl"))
-    records[pickled] = damaged(records[pickled], changes)
-    with zipfile.ZipFile(work_folder / "pickle.pt", "w") as archive:
-        for name, record in records.items():
-            archive.writestr(name, record)
-    works_or_is_refused(work_folder / "pickle.pt", work_folder / "others")
-
-
-KEYS = ["format", "model", "config", "metadata", "weights", "latent_dim", "encoder"]
-KEYS += ["encoder_widths", "decoder_widths", "decoder.mean", "decoder.net.1.weight"]
+KEYS = ["format", "model", "config", "metadata", "latent_dim", "encoder", "encoder_widths"]
+KEYS += ["decoder_widths", "decoder.mean", "decoder.net.1.weight"]
 REMOVED = "removed"
 VALUES = [
     *(REMOVED, None, True, -1, 0, 1, 2.0, 10**5, 10**12, "", "vae", "ae", "exact", "network"),
-    *([], {}, [8], [8, 8], [-8], [10**12], ["8"], [8] * 200, {"weights": {}}),
+    *([], {}, [8], [8, 8], [-8], [10**12], ["8"], [8] * 200, {"weights": {}}, {"latent_dim": 2}),
     *(torch.ones(()), torch.ones(8), torch.zeros(0), torch.full((2,), torch.nan)),
-    *(torch.eye(8).double(), torch.eye(8).half(), torch.eye(8).to_sparse()),
-    *(torch.eye(8).int(), torch.eye(8) * 1j, torch.ones(1).expand(10**5, 10**5)),
-    *(torch.eye(8, device="meta"), torch.nn.Parameter(torch.eye(8))),
+    *(torch.eye(8).double(), torch.eye(8).half(), torch.eye(8).int(), torch.eye(8).bool()),
+    *(torch.zeros(8, 0), torch.zeros(1, 8, 8), torch.eye(8)),
 ]
 CHANGES = st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES), min_size=1, max_size=2)
 
 
 @given(changes=CHANGES)
-def test_checkpoints_with_other_contents(work_folder, model, changes):
-    contents = torch.load(io.BytesIO(checkpoint_bytes(model, seed=0)), weights_only=True)
-    for place in (contents, contents["config"], contents["weights"]):
+def test_checkpoints_with_other_contents_but_right_checksums(work_folder, model, changes):
+    """Nothing can be said of what is in them, but what loads must work."""
+    config = dict(model.config)
+    contents = {"model": "ae" if isinstance(model, AutoEncoder) else "vae", "config": config}
+    contents |= {"format": models.CHECKPOINT_FORMAT, "metadata": {}}
+    tensors = model.state_dict()
+    for place, kind in ((contents, object), (config, object), (tensors, torch.Tensor)):
         for name in changes.keys() & place.keys():
-            place[name] = changes[name]
             if changes[name] is REMOVED:
                 del place[name]
-    torch.save(contents, work_folder / "contents.pt")
-    works_or_is_refused(work_folder / "contents.pt", work_folder / "others")
+            elif isinstance(changes[name], torch.Tensor) == (kind is torch.Tensor):
+                place[name] = changes[name]
+    path = work_folder / "contents.safetensors"
+    path.write_bytes(tensor_bytes(contents.pop("format", None), tensors, contents))
+    works_or_is_refused(path, work_folder / "others")
 
 
 def works_or_is_refused(path, out):
@@ -261,82 +221,22 @@ def works_or_is_refused(path, out):
         assert_one_line(result, path)
         assert len(result.stderr) < 1000
     with one_line():
-        assert load_decoder(path)(torch.zeros(1, load_decoder(path).latent_dim)).isfinite().all()
         model = load_checkpoint(path)
+        assert model.decoder(torch.zeros(1, model.latent_dim)).isfinite().all()
         codes = model.codes(torch.rand(2, 784))
         assert model.decode(codes).shape == (2, 784)
 
 
-def test_checkpoints_made_to_exhaust(work_folder, model, monkeypatch):
-    """Compressed records, records that overlap, long pickles, large files."""
-    whole, path = checkpoint_bytes(model), work_folder / "large.pt"
-    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
-        records = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, record in records.items():
-            archive.writestr(name, record)
-    with pytest.raises(InputError, match="damaged"):
-        load_checkpoint(path)
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, record in records.items():
-            archive.writestr(name, record)
-        archive.filelist *= 2  # all entries twice, for the same bytes
-    with pytest.raises(InputError, match="damaged"):
-        load_checkpoint(path)
-    path.write_bytes(whole)
-    load_checkpoint(path)
-    for limit, complaint in (("LARGEST_PICKLE", "damaged"), ("LARGEST_FILE", "too large")):
-        with monkeypatch.context() as patched:
-            patched.setattr(models, limit, 100)
-            with pytest.raises(InputError, match=complaint):
-                load_checkpoint(path)
-
-
-@pytest.fixture(scope="module")
-def training():
-    """A small model and its optimizers after an epoch: the arguments of `resume_bytes`."""
-    model = VAE(2, decoder_widths=(8, 8))
-    optimizers = auto_encoder.make_optimizers(model)
-    x = torch.rand(20, 784)
-    settings = {"seed": 0, "epochs": 2, "batch_size": 10, "lr": 0.01}
-    figures = auto_encoder.train_epoch(model, optimizers, x, {"test": x}, 0, settings)
-    best = {name: weight.clone() for name, weight in model.state_dict().items()}
-    return settings, model, optimizers, {"log": [figures], "snapshots": {}, "best": best}
-
-
 @given(changes=edits(NUMBERS))
-def test_damaged_resume_files(work_folder, training, changes):
+def test_damaged_resume_files(work_folder, trained_a_little, changes):
     """What --resume takes is exactly what was saved."""
-    path = work_folder / "a.resume.pt"
-    path.write_bytes(damaged(auto_encoder.resume_bytes(*training), changes))
-    settings, model, optimizers, history = training
+    path = work_folder / "a.resume.safetensors"
+    path.write_bytes(damaged(training.resume_bytes(*trained_a_little), changes))
+    settings, model, optimizers, history = trained_a_little
     with one_line():
-        assert auto_encoder.restore(path, settings, model, optimizers)["log"] == history["log"]
+        assert training.restore(path, settings, model, optimizers)["log"] == history["log"]
     weights = model.state_dict()
     assert all(torch.equal(weights[name], w) for name, w in history["best"].items())
-
-
-@pytest.mark.parametrize("name", ["format", "sha256", "contents"])
-def test_resume_files_with_other_contents(work_folder, training, name):
-    contents = torch.load(io.BytesIO(auto_encoder.resume_bytes(*training)), weights_only=True)
-    contents[name] = contents[name][1:]
-    torch.save(contents, work_folder / "b.resume.pt")
-    with pytest.raises(InputError, match=r"b\.resume\.pt"):
-        auto_encoder.restore(work_folder / "b.resume.pt", *training[:3])
-
-
-@pytest.mark.parametrize("name", ["settings", "weights", "optimizers", "history"])
-def test_resume_files_that_lack_something(work_folder, training, name):
-    """Even with the right checksum."""
-    contents = torch.load(io.BytesIO(auto_encoder.resume_bytes(*training)), weights_only=True)
-    inner = torch.load(io.BytesIO(contents["contents"].numpy().tobytes()), weights_only=True)
-    del inner[name]
-    packed = models.tensor_bytes(inner)
-    contents["contents"] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
-    contents["sha256"] = hashlib.sha256(packed).hexdigest()
-    torch.save(contents, work_folder / "c.resume.pt")
-    with pytest.raises(InputError, match=r"c\.resume\.pt"):
-        auto_encoder.restore(work_folder / "c.resume.pt", *training[:3])
 
 
 @given(changes=edits([*WORDS, b"1e39", b"-inf"]))
@@ -346,7 +246,8 @@ def test_damaged_codes(work_folder, changes):
     path.write_bytes(damaged(b"0.5, -1\n\n1.5 0.25\n0,0\n", changes))
     with one_line():
         codes = decoder_generate.read_codes(path, 2)
-        words = path.read_text(encoding="utf-8-sig").replace(",", " ").split()
+        text = path.read_text(encoding="latin-1").removeprefix("\xef\xbb\xbf")
+        words = text.replace(",", " ").split()
         assert codes.flatten().tolist() == pytest.approx([float(word) for word in words])
 
 

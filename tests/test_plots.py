@@ -78,7 +78,7 @@ def test_manifold_lies_as_the_scatter_does(figures):
     rank = {value: i for i, value in enumerate(sorted(set(points[:, 0])))}
     grey = np.array([rank[x] + 100 * rank[y] for x, y in points])
     images = np.repeat(grey[:, None], 784, axis=1)
-    plots.draw_manifold(images, points, plots.plane_of(points), "map")
+    plots.draw_manifold(images, points, "map", plots.plane_of(points))
     (shown,) = figures[0].axes[0].images
     mosaic = np.asarray(shown.get_array())
     assert mosaic.shape == (560, 560)
@@ -124,7 +124,8 @@ def test_reconstructions_stand_where_their_originals_do(figures):
 
 def test_curves(figures):
     curves = {"train": [200.0, 150.0, 120.0], "validation": [190.0, 140.0, 125.0]}
-    plots.draw_loss(curves)
+    splits = [[(split, {"L_tot": nats}) for nats in curve] for split, curve in curves.items()]
+    plots.draw_loss([dict(epoch) for epoch in zip(*splits, strict=True)])
     lines = figures[0].axes[0].lines
     assert [list(line.get_ydata()) for line in lines] == list(curves.values())
     assert [line.get_label().split(",")[0] for line in lines] == list(curves)
