@@ -45,14 +45,16 @@ def run(main):
         with contextlib.suppress(AttributeError):  # None if closed; a notebook has its own
             stream.reconfigure(errors="backslashreplace")  # the terminal may not know a letter
     try:
-        return main()
+        try:
+            return main()
+        finally:
+            print(end="", flush=True)  # what --help left in the buffer
     except InputError as error:
         status, line = 2, error
-    except BrokenPipeError:  # as with `| head -1`
-        status, line = 2, "standard output was closed; what was written before is whole"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
     except OSError as error:  # such as a name that is too long, or a folder that may not be read
-        status, line = 2, f"{error.filename or 'input or output'}: {error.strerror or error}"
+        status, line = 2, f"{error.filename or 'standard output'}: {error.strerror or error}"
+        with contextlib.suppress(OSError, AttributeError):  # for Python's last flush
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (MemoryError, RuntimeError) as error:  # PyTorch raises a RuntimeError
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
@@ -60,5 +62,6 @@ def run(main):
     except KeyboardInterrupt as interrupt:
         status, line = 130, f"interrupted{interrupt}"
     line = str(line).replace("\n", "\\n")  # as in the name of a file
-    print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+    if sys.stderr:
+        print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
     sys.exit(status)

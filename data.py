@@ -48,6 +48,7 @@ class Digits(NamedTuple):
     test_labels: np.ndarray
     x_shown: torch.Tensor  # the first ten test images of each digit; if there are fewer, repeated
     identity: dict  # names the training images: their number and MD5
+    which: str  # the images that are not for training: "test" or, of a table, "held-out"
 
 
 def read_digits(path, device, validation=0):
@@ -64,7 +65,8 @@ def read_digits(path, device, validation=0):
     md5.update(images)
     identity = {"count": len(images), "md5": md5.hexdigest()}
     x_shown = x_test[np.concatenate(shown)]
-    return Digits(x, labels, x_train, x_validation, x_test, test_labels, x_shown, identity)
+    which = "held-out" if Path(path).is_file() else "test"
+    return Digits(x, labels, x_train, x_validation, x_test, test_labels, x_shown, identity, which)
 
 
 def as_input(images, device="cpu"):
@@ -81,12 +83,8 @@ def load_digits(path, split):
     them, the label first or last, with or without a line of column names. A fifth of each digit,
     drawn with a fixed seed, is its test split.
 
-    Returns:
-        images: uint8 `[N, 28, 28]`, 0 is paper and 255 is ink.
-        labels: int64 `[N]`, 0 to 9.
-
-    Raises:
-        InputError: a file is missing, unreadable or not what its name says.
+    Returns images uint8 [N, 28, 28], 255 is ink, and labels int64 [N], 0 to 9.
+    Raises InputError: a file is missing, unreadable or not what its name says.
     """
     path = Path(path)
     if path.suffix and not path.exists():

@@ -13,12 +13,14 @@ import sys
 import torch
 from PIL import Image
 
+import plots
 from cli import Parser, between, nonempty_path, run
 from errors import InputError
-from files import PROJECT, read_lines, replace_images, reserved
+from files import PROJECT, read_lines, replace_images, reserved, write_files
 from models import SHIPPED, draw_noise, load_checkpoint
 
 MAX_IMAGES = 10_000
+OUT, SHEET = PROJECT / "imgs_generated", PROJECT / "figures/generated.png"
 
 
 # fmt: off
@@ -27,13 +29,16 @@ def parse_arguments():
     add = parser.add_argument
     add("--checkpoint", type=nonempty_path, metavar="FILE", default=SHIPPED,
         help="what auto_encoder.py saved (default checkpoints/vae.safetensors)")
-    add("--out", type=nonempty_path, metavar="DIR", default=PROJECT / "imgs_generated",
+    add("--out", type=nonempty_path, metavar="DIR", default=OUT,
         help="folder for 00.png, 01.png, ...; older images of such names in it are replaced "
-        "(default imgs_generated beside this script)")
+        "(default imgs_generated)")
+    add("--sheet", type=nonempty_path, metavar="FILE",
+        help="picture of all images with their codes (default figures/generated.png if --out is "
+        "not given, else none)")
     add("--count", type=between(int, 1, MAX_IMAGES), metavar="N", default=20,
-        help="how many images (default %(default)s)")
+        help="how many images (default 20)")
     add("--seed", type=between(int, 0, 2**31 - 1), metavar="N", default=0,
-        help="the same seed gives the same images (default %(default)s)")
+        help="the same seed gives the same images (default 0)")
     add("--draws", choices=("even", "random"), default="even",
         help="codes that together leave no gaps, or independent ones (default even)")
     add("--codes", type=nonempty_path, metavar="FILE",
@@ -51,12 +56,17 @@ def main():
         noise = draw_noise(args.count, decoder.latent_dim, args.seed, args.draws)
         codes = decoder.sample(noise)
     with torch.no_grad():
-        images = torch.sigmoid(decoder(codes)).reshape(-1, 28, 28)
-    pixels = (images * 255).round().to(torch.uint8).numpy()
-    pngs = [png(image) for image in pixels]
-    with reserved([args.out / "00.png"], room=sum(map(len, pngs))):
+        images = torch.sigmoid(decoder(codes))
+    pngs = [png(image) for image in (images * 255).round().to(torch.uint8).numpy()]
+    if not args.out.resolve().name:
+        raise InputError(f"--out {args.out}: give a folder of its own")
+    sheet = args.sheet or (SHEET if args.out == OUT else None)
+    outputs = [args.out / "00.png"] + [sheet] * bool(sheet)
+    with plots.own_style(), reserved(outputs, room=2 * sum(map(len, pngs))):
+        if sheet:
+            write_files({sheet: plots.draw_generated(images, codes, decoder)})
         others = replace_images(args.out, pngs)
-    print(f"wrote {len(pixels)} images to {args.out}")
+    print(f"wrote {len(pngs)} images to {args.out}{f', all on one sheet to {sheet}' * bool(sheet)}")
     if others:
         print(f"{args.out}: left alone, not of this run: {', '.join(others)}", file=sys.stderr)
 
@@ -64,8 +74,7 @@ def main():
 def read_codes(path, latent_dim):
     """Read codes [N, latent_dim] from a text file, one a line.
 
-    Raises:
-        InputError: the file is missing, or a line is not `latent_dim` finite numbers.
+    Raises InputError: the file is missing, or a line is not `latent_dim` finite numbers.
     """
     codes = []
     for number, line in enumerate(read_lines(path), start=1):
@@ -85,9 +94,9 @@ def read_codes(path, latent_dim):
 
 
 def png(image):
-    """A uint8 array [28, 28] as the bytes of an 8-bit grey PNG file."""
+    """A uint8 array [784] as the bytes of an 8-bit grey PNG file."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
+    Image.fromarray(image.reshape(28, 28)).save(buffer, "PNG")
     return buffer.getvalue()
 
 

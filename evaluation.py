@@ -8,28 +8,25 @@ import torch.nn.functional as F
 
 from data import SCATTERED
 from errors import InputError
+from exact import decode_plane
 from models import BATCH, PIXELS, VAE
-from precision import fast_matmul
 
 NEIGHBOURS = 15  # k of the k-NN classifier that judges the codes
 
 
 @torch.no_grad()
-def mean_elbo(model, x):
-    """L_tot, L_likelihood and L_divergence of images [N, 784], mean nats per image."""
+def mean_elbo(model, x, codebook=None):
+    """L_tot, L_likelihood and L_divergence of images [N, 784], mean nats per image.
+
+    With a codebook the exact posterior stands in for the encoder.
+
+    Raises InputError: the loss is not finite, or ten times that of giving each pixel 0.5.
+    """
     model.eval()
     torch.manual_seed(0)
-    parts = [torch.stack(model.elbo(part)) for part in x.split(BATCH)]
-    return elbo_figures(torch.cat(parts, dim=1).mean(1))
-
-
-def elbo_figures(means):
-    """The same from the mean likelihood and divergence, [2].
-
-    Raises:
-        InputError: the loss is not finite, or ten times that of giving each pixel 0.5.
-    """
-    likelihood, divergence = means.tolist()
+    posterior = (lambda part: [codebook.posterior(part)]) if codebook else lambda part: []
+    parts = [torch.stack(model.elbo(part, *posterior(part))) for part in x.split(BATCH)]
+    likelihood, divergence = torch.cat(parts, dim=1).mean(1).tolist()
     loss = divergence - likelihood
     if not loss < 10 * math.log(2) * PIXELS:
         raise InputError(
@@ -48,14 +45,13 @@ def evaluate(model, x, labels, x_test, test_labels):
         binarized = torch.bernoulli(x_test.cpu()).to(x_test.device)
         both = model.log_likelihood(torch.cat([x_test, binarized])).view(2, -1).mean(1).tolist()
         results["log_likelihood"], results["log_likelihood_binarized"] = both
-        exact = model.latent_dim == 2
-        results["log_likelihood_method"] = "quadrature" if exact else "importance sampling"
+        if model.latent_dim == 2:
+            results["exact"] = mean_elbo(model, x_test, decode_plane(model.decoder))
     else:
         # A pixel's cross-entropy is lowest where the decoder gives its grey value itself.
         entropy = F.binary_cross_entropy(x_test, x_test, reduction="none")
         results["entropy_of_grey_pixels"] = entropy.sum(1).mean().item()
-    with fast_matmul():  # neighbours need no last digits, and there are 60,000
-        known = torch.cat([model.codes(part) for part in x.split(10 * BATCH)])
+    known = torch.cat([model.codes(part) for part in x.split(10 * BATCH)])
     predicted = nearest_label(known, labels, model.codes(x_test[-SCATTERED:]))
     results["knn_accuracy"] = float((predicted == test_labels[-SCATTERED:]).mean())
     results["knn_codes"] = len(predicted)
@@ -73,32 +69,30 @@ def nearest_label(known, labels, asked):
     return np.array(votes)
 
 
-def format_epoch(epoch, figures):
-    """The log line of an epoch."""
+def format_epoch(epoch, figures, which):
+    """The log line of an epoch; `which` names the images that are not for training."""
     parts = [f"epoch {epoch}: {format_elbo(figures['train'])}"]
-    watched = (name for name in ("validation", "test") if name in figures)
-    return " | ".join(parts + [f"{name} {format_elbo(figures[name])}" for name in watched])
+    if "validation" in figures:
+        parts += [f"validation {format_elbo(figures['validation'])}"]
+    return " | ".join([*parts, f"{which} {format_elbo(figures['test'])}"])
 
 
 def format_elbo(figures):
     return " ".join(f"{name} {value:.2f}" for name, value in figures.items())
 
 
-def format_results(metrics):
+def format_results(metrics, which):
     """What is printed at the end of a run, from what its .json file holds."""
     results = metrics["results"]
-    lines = [f"test {format_elbo(results['test'])}"]
+    lines = [f"{which} {format_elbo(results['test'])}"]
+    if "exact" in results:
+        exact, gap = results["exact"], results["test"]["L_tot"] - results["exact"]["L_tot"]
+        lines += [f"exact posterior {format_elbo(exact)} | amortisation gap {gap:.2f}"]
     if "log_likelihood" in results:
-        method = results["log_likelihood_method"]
         grey, binarized = results["log_likelihood"], results["log_likelihood_binarized"]
-        exact = "exact" if method == "quadrature" else "lower bound"
-        lines += [f"test log p(x) {grey:.2f} grey-scale, {binarized:.2f} binarized"]
-        lines[-1] += f" ({exact}, by {method})"
-    else:
-        floor = results["entropy_of_grey_pixels"]
-        lines += [f"{results['test']['L_tot'] - floor:.2f} nats above {floor:.2f}, the entropy of"]
-        lines[-1] += " grey pixels, which no model can pass"
+        method = "exact" if "exact" in results else "lower bound, by importance sampling"
+        lines += [f"{which} log p(x) {grey:.2f} grey-scale, {binarized:.2f} binarized ({method})"]
     lines += [f"k-NN accuracy {results['knn_accuracy']:.3f} of the last {results['knn_codes']}"]
-    lines[-1] += f" test codes (k={NEIGHBOURS}, among all training codes)"
+    lines[-1] += f" {which} codes (k={NEIGHBOURS}, among all training codes)"
     seconds, total = metrics["training_seconds"], metrics["total_seconds"]
     return "\n".join([*lines, f"trained for {seconds:.0f} s; this run took {total:.0f} s in all"])

@@ -24,9 +24,52 @@ class Codebook(NamedTuple):
     logits: torch.Tensor  # [G, 784]
     log_normaliser: torch.Tensor  # [G], all of log p(x|z) that does not depend on x
 
-    def log_likelihood(self, x, log_prior=0.0):
-        """log p(x|z) in nats, plus a prior's [G], for images [N, 784] at every node: [N, G]."""
-        return torch.addmm(self.log_normaliser + log_prior, x, self.logits.T)
+    def log_likelihood(self, x):
+        """log p(x|z) in nats for images [N, 784] at every node: [N, G]."""
+        return torch.addmm(self.log_normaliser, x, self.logits.T)
+
+    def posterior(self, x):
+        """As `fit_posterior`, for any number of images [N, 784]."""
+        parts = [self.fit_posterior(self.log_likelihood(part)) for part in x.split(BATCH)]
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+    @torch.no_grad()
+    def fit_posterior(self, table):
+        """The Gaussian at the highest peak of p(z|x): mean and log-variance, [N, 2] each.
+
+        Laplace's approximation (MacKay 2003, chapter 27) by differences in `table`, log p(x|z) [N,
+        G]: one Newton step from the highest node. The factorised Gaussian closest to it keeps the
+        diagonal of its precision (Bishop 2006, equation 10.12).
+        """
+        side = math.isqrt(len(self.codes))
+        log_joint = table + log_standard_normal(self.codes)
+        best = log_joint.max(1).indices
+        best = torch.stack([best // side, best % side], 1)
+        centre = best.clamp(1, side - 2)
+        values = neighbourhood(log_joint, centre)
+        (a, b, c), (d, e, f), (g, h, i) = values.permute(1, 2, 0)
+        slope = torch.stack([h - b, f - d], 1) / 2
+        precision = (2 * e - torch.stack([b + h, d + f])).T.clamp_min(1e-3)  # per squared node
+        limit = 0.9 * precision.prod(1).sqrt()  # keeps the matrix positive definite
+        cross = ((c + g - a - i) / 4).clamp(-limit, limit)
+        step = precision.flip(1) * slope - cross[:, None] * slope.flip(1)
+        peak = centre + step / (precision.prod(1) - cross.square())[:, None]
+        peak = peak.clamp(best - 0.45, best + 0.45)  # the best node is the nearest
+        mean = torch.special.ndtri((peak + 0.5) / side)
+        variance = width_of_share(mean, side).square() / precision
+        return mean, variance.clamp_max(1).log()  # no wider than the prior
+
+
+def neighbourhood(table, node):
+    """The values of `table` [N, G] at the 3 x 3 nodes around nodes (row, column) [N, 2]."""
+    around = node[:, :, None] + torch.arange(-1, 2, device=table.device)
+    nodes = math.isqrt(table.shape[1]) * around[:, 0, :, None] + around[:, 1, None, :]
+    return table.gather(1, nodes.flatten(1)).view(-1, 3, 3)
+
+
+def width_of_share(z, side):
+    """How wide a share 1 / side of the prior is at codes z: [N, 2]."""
+    return (0.5 * z.square()).exp() * math.sqrt(2 * math.pi) / side
 
 
 @torch.no_grad()
@@ -41,52 +84,31 @@ def decode_grid(decoder, rows, columns):
 
 def decode_plane(decoder, side=SIDE):
     """The `Codebook` of side x side codes, each at the middle of an equal share of the prior."""
-    quantiles = (torch.arange(side) + 0.5) / side
-    return decode_grid(decoder, quantiles, quantiles)
+    return decode_grid(decoder, middles(side), middles(side))
 
 
-@torch.no_grad()
-def fit_posterior(x, codebook):
-    """The Gaussian at the highest peak of p(z|x): mean and log-variance, [N, 2] each.
+def middles(side):
+    """The middles of `side` equal shares of the unit interval: [side]."""
+    return (torch.arange(side) + 0.5) / side
 
-    Laplace's approximation (MacKay 2003, chapter 27) by central differences: from the node with the
-    highest log p(x, z), one Newton step to the peak. The factorised Gaussian closest to it keeps
-    the diagonal of its precision (Bishop 2006, equation 10.12).
-    """
-    side = math.isqrt(len(codebook.codes))
-    log_joint = codebook.log_likelihood(x, log_standard_normal(codebook.codes))
-    best = log_joint.max(1).indices
-    best = torch.stack([best // side, best % side], 1)
-    row, column = centre = best.clamp(1, side - 2).T
-    offset = torch.arange(-1, 2, device=x.device)
-    around = (row * side + column)[:, None] + (side * offset[:, None] + offset).flatten()
-    (top_left, top, top_right), (left, middle, right), (bottom_left, bottom, bottom_right) = (
-        log_joint.gather(1, around).T.unflatten(0, (3, 3))
-    )
-    rows = (2 * middle - top - bottom).clamp_min(1e-3)  # precision, per squared node
-    columns = (2 * middle - left - right).clamp_min(1e-3)
-    cross = (top_right + bottom_left - top_left - bottom_right) / 4
-    limit = 0.9 * (rows * columns).sqrt()  # keeps the matrix positive definite
-    cross = cross.clamp(-limit, limit)
-    slope_rows, slope_columns = (bottom - top) / 2, (right - left) / 2
-    determinant = rows * columns - cross.square()
-    step_rows = (columns * slope_rows - cross * slope_columns) / determinant
-    step_columns = (rows * slope_columns - cross * slope_rows) / determinant
-    peak = centre.T + torch.stack([step_rows, step_columns], 1)
-    peak = peak.clamp(best - 0.45, best + 0.45)  # the best node is the nearest
-    mean = torch.special.ndtri((peak + 0.5) / side)
-    slope = (0.5 * mean.square()).exp() * math.sqrt(2 * math.pi) / side  # of the mean, per node
-    variance = slope.square() / torch.stack([rows, columns], 1)
-    return mean, variance.clamp_max(1).log()  # no wider than the prior
+
+def interpolate(table, z):
+    """`table` [N, G] at any codes z [N, 2]: a parabola each way through the 3 x 3 nearest nodes."""
+    side = math.isqrt(table.shape[1])
+    place = side * torch.special.ndtr(z) - 0.5  # counted in nodes
+    nearest = place.detach().round().clamp(1, side - 2)
+    t = place - nearest
+    weights = torch.stack([t * (t - 1) / 2, 1 - t * t, t * (t + 1) / 2], 2)  # [N, 2, 3]
+    values = neighbourhood(table, nearest.long())
+    return torch.einsum("nij,ni,nj->n", values, weights[:, 0], weights[:, 1])
 
 
 @torch.no_grad()
 def integrate(decoder, x, side):
     """log p(x) in nats, [N], by the midpoint rule on side x side codes, `side` a multiple of 9.
 
-    Over the prior's quantiles it is an integral over the unit square. It is done tile by tile; a
-    tile is passed over for an image if a coarse grid stays 100 nats below that image's best there:
-    far more than a peak that falls between its nodes can hide.
+    It is done tile by tile; a tile is passed over for an image if a coarse grid stays 100 nats
+    below that image's best there: far more than a peak between its nodes can hide.
     """
     coarse = decode_plane(decoder)
     step, nodes = SIDE // TILES, side // TILES
@@ -97,9 +119,11 @@ def integrate(decoder, x, side):
     highest = torch.cat(highest)  # [N, TILES, TILES]
     matters = highest > highest.amax((1, 2), keepdim=True) - 100
     total = x.new_full((len(x),), -math.inf)
-    inside = (torch.arange(nodes) + 0.5) / nodes
+    inside = middles(nodes)
     for row, column in torch.cartesian_prod(*2 * [torch.arange(TILES)]):
         own = matters[:, row, column].nonzero()[:, 0]
+        if not len(own):
+            continue
         tile = decode_grid(decoder, (row + inside) / TILES, (column + inside) / TILES)
         for images in own.split(BATCH):
             logs = tile.log_likelihood(x[images])

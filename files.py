@@ -19,10 +19,7 @@ def write_files(contents):
     """Write files, {path: bytes}, each whole or not at all.
 
     All are written under temporary names before the first is moved into place, so that a full disk
-    changes none of them. What a killed run left under such a name is overwritten.
-
-    Raises:
-        InputError: a file cannot be written.
+    changes none of them: it is an InputError. What a killed run left there is overwritten.
     """
     temporaries = {}
     try:
@@ -40,14 +37,10 @@ def write_files(contents):
 
 @contextlib.contextmanager
 def reserved(paths, room):
-    """Keep these output files for this run; find out before the work whether they can be written.
+    """Keep these output files for this run, and make their folders.
 
-    Args:
-        paths: of the files; their folders are made.
-        room: bytes that their disks must have free.
-
-    Raises:
-        InputError: one of them cannot be written, or another run is writing it.
+    Raises InputError: one cannot be written, another run is writing it, or its disk does not have
+    `room`, in bytes: better known before the work than after.
     """
     with contextlib.ExitStack() as stack:
         for path in paths:
@@ -76,7 +69,8 @@ def replace_images(folder, images):
         _remove(left)
     write_files(files)
     for path in reversed(older[len(files) :]):  # so that a rest is still numbered from 00
-        path.unlink()
+        with _reported(path, "mend that or name another"):
+            path.unlink()
     others = {path.name for path in folder.iterdir()} - {path.name for path in files}
     return sorted(name for name in others if not name.startswith("."))
 
@@ -84,8 +78,7 @@ def replace_images(folder, images):
 def read_lines(path):
     """Yield the lines of a text file, one character for each byte: digits are the same in all.
 
-    Raises:
-        InputError: the file cannot be read, or a line is longer than any of ours.
+    Raises InputError: the file cannot be read, or a line is longer than any of ours.
     """
     try:
         with open(path, encoding="latin-1") as file:

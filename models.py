@@ -12,15 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from exact import BATCH, SIDE, decode_plane, fit_posterior, integrate, log_standard_normal
+import exact
+from exact import BATCH, SIDE, log_standard_normal
 from files import PROJECT
 from tensor_files import damage_reported, read_tensors, tensor_bytes
 
 PIXELS = 28 * 28
-WIDE = (512, 512, 256)  # the encoder's hidden layers, image side first
-DEEP = (256, 256, 256, 256, 512)  # the decoder's hidden layers, code side first
+ENCODER = (512, 512, 256)  # hidden layers of an encoder, image side first
+TAUGHT = (256, 256, 256, 256)  # the same, of one that is taught by the exact posterior
+DECODER = (256, 256, 256, 256, 512)  # the decoder's hidden layers, code side first
+REGIONS = 27  # a side, into which the encoder of two latents cuts the plane; SIDE is a multiple
+READ = 64  # numbers from which a region reads the place inside it
 SHIPPED = PROJECT / "checkpoints/vae.safetensors"
-CHECKPOINT_FORMAT = "mnist-auto-encoder-3"
+CHECKPOINT_FORMAT = "mnist-auto-encoder-4"
 
 
 class Layer(nn.Linear):
@@ -31,35 +35,32 @@ class Layer(nn.Linear):
         return h + out if h.shape == out.shape else out
 
 
+def hidden_layers(*sizes):
+    """Layers from each of these sizes to the next."""
+    return nn.Sequential(*(Layer(*pair) for pair in itertools.pairwise(sizes)))
+
+
 def mlp(*sizes):
-    """Hidden layers of these sizes, the last a linear one."""
-    layers = [Layer(inputs, outputs) for inputs, outputs in itertools.pairwise(sizes[:-1])]
-    return nn.Sequential(*layers, nn.Linear(*sizes[-2:]))
+    """The same, but the last one linear."""
+    return hidden_layers(*sizes[:-1]).append(nn.Linear(*sizes[-2:]))
 
 
 class Decoder(nn.Module):
     """Codes [N, latent_dim] -> logits of the pixels' Bernoulli means, [N, 784].
 
-    The MLP sees each latent variable's place among the quantiles of the prior, so that it
-    has the same room for every share of the prior; and sines and cosines of it, as a plain MLP
-    learns fine detail in few variables only slowly (Tancik et al. 2020, "Fourier features").
+    The MLP sees a code's quantiles, so that it has the same room for every share of the prior.
     """
-
-    FREQUENCIES = (0.5, 1.0)
 
     def __init__(self, latent_dim, widths):
         super().__init__()
         self.latent_dim = latent_dim
-        inputs = latent_dim * (1 + 2 * len(self.FREQUENCIES))
-        self.net = mlp(inputs, *widths, PIXELS)
+        self.net = mlp(latent_dim, *widths, PIXELS)
         # What `sample` draws from: the prior, until an AutoEncoder puts its own codes' spread here.
         self.register_buffer("mean", torch.zeros(latent_dim))
         self.register_buffer("factor", torch.eye(latent_dim))
 
     def forward(self, z):
-        place = 4 * torch.erf(z / math.sqrt(2))
-        waves = [wave(f * place) for f in self.FREQUENCIES for wave in (torch.sin, torch.cos)]
-        return self.net(torch.cat([place, *waves], dim=1))
+        return self.net(4 * torch.erf(z / math.sqrt(2)))
 
     def sample(self, noise):
         """Codes from draws of N(0, I), both [N, latent_dim]."""
@@ -79,64 +80,124 @@ def draw_noise(count, latent_dim, seed, draws):
     return torch.special.ndtri(quantiles.clamp(1e-6, 1 - 1e-6))  # at 0 and 1 it is infinite
 
 
-class VAE(nn.Module):
-    """The variational auto-encoder.
+class Encoder(nn.Module):
+    """Images [N, 784] -> the Gaussian q(z|x): mean and logvar side by side, [N, 4].
 
-    Two kinds of encoder give q(z|x). "network" is the usual one, an MLP trained with the decoder.
-    "exact", for two latent variables, has no weights of its own: it fits a Gaussian to the exact
-    posterior. That is variational EM (Neal & Hinton 1998) with an E-step that finds the right mode
-    for every image, where a network sends the ambiguous ones to wrong places.
-
-    By default the encoder is "exact" where it can be, for a `latent_dim` of 2.
+    A posterior may have several peaks, and a regression would answer with their average. So the
+    network first classifies: which of REGIONS x REGIONS equal shares of the prior? Then a small
+    matrix of that region's own reads the place and the width inside it.
     """
 
-    def __init__(self, latent_dim=2, encoder=None, encoder_widths=WIDE, decoder_widths=DEEP):
+    def __init__(self, widths):
         super().__init__()
-        encoder = encoder or ("exact" if latent_dim == 2 else "network")
-        if encoder == "exact" and latent_dim != 2:
-            raise ValueError(f"the exact encoder needs 2 latent variables, not {latent_dim}")
-        widths = {"encoder_widths": list(encoder_widths), "decoder_widths": list(decoder_widths)}
-        self.config = {"latent_dim": latent_dim, "encoder": encoder, **widths}
-        self.latent_dim = latent_dim
-        self.encoder = None
-        if encoder == "network":
-            self.encoder = mlp(PIXELS, *encoder_widths, 2 * latent_dim)
-        self.decoder = Decoder(latent_dim, decoder_widths)
-        self._codebook = None
+        self.features = hidden_layers(PIXELS, *widths)
+        self.region = nn.Linear(widths[-1], REGIONS**2)
+        self.reading = Layer(widths[-1], READ)
+        # An embedding, as the gradient of plain indexing depends on the number of threads.
+        self.matrices = nn.Embedding(REGIONS**2, 4 * (READ + 1))
+        nn.init.normal_(self.matrices.weight, std=0.02)
 
-    def train(self, mode=True):
-        """As every module's; and the exact encoder then decodes its grid of codes anew."""
-        self._codebook = None
-        return super().train(mode)
+    def forward(self, x):
+        features = self.features(x)
+        return self.place(features, self.region(features).argmax(1))
 
-    def encode(self, x):
-        """The mean and logvar, [N, latent_dim] each, of q(z|x) for images [N, 784] in [0, 1].
+    def place(self, features, region):
+        """The Gaussian inside the regions [N], from the features: [N, 4]."""
+        quantiles = torch.stack([region // REGIONS, region % REGIONS], 1).add(0.5) / REGIONS
+        centre = torch.special.ndtri(quantiles)
+        width = exact.width_of_share(centre, REGIONS)
+        read = F.pad(self.reading(features), (0, 1), value=1.0)[:, :, None]  # 1 for the offsets
+        matrices = self.matrices(region).view(len(region), 4, READ + 1)
+        shift, logvar = (matrices @ read)[:, :, 0].chunk(2, dim=1)
+        return torch.cat([centre + width * shift, 2 * width.log() - 3 + logvar], 1)
 
-        The exact encoder's carry no gradient. It keeps its codebook until the next `train()` or
-        `eval()`: call one of them after a change of the weights.
+    def lesson(self, x, table):
+        """The loss of a lesson by Bayes' rule; `table` is log p(x|z) at a codebook's nodes, [N, G].
+
+        The region is learnt by cross-entropy from the posterior's share of each, as a classifier
+        does not average over peaks; the place inside the likeliest by the ELBO, whose likelihood
+        is read off the table, so that it costs no pass through the decoder.
         """
-        if self.encoder is not None:
-            return self.encoder(x).chunk(2, dim=1)
-        self._codebook = self._codebook or decode_plane(self.decoder)
-        parts = [fit_posterior(part, self._codebook) for part in x.split(BATCH)]
-        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+        side = math.isqrt(table.shape[1])
+        nodes = table.softmax(1).view(-1, 1, side, side)
+        shares = F.avg_pool2d(nodes, side // REGIONS, divisor_override=1).flatten(1)
+        features = self.features(x)
+        mean, logvar = self.place(features, shares.argmax(1)).chunk(2, dim=1)
+        noise = (0.5 * logvar).exp() * torch.randn_like(mean)
+        both = [exact.interpolate(table, mean + sign * noise) for sign in (1, -1)]
+        divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1)
+        place_loss = (divergence - sum(both) / 2).mean()
+        return F.cross_entropy(self.region(features), shares) + 0.1 * place_loss
+
+
+class AutoEncoder(nn.Module):
+    """A deterministic auto-encoder: two networks, no prior; `latent_dim` numbers make a code."""
+
+    def __init__(self, latent_dim=2, encoder_widths=ENCODER, decoder_widths=DECODER):
+        super().__init__()
+        widths = {"encoder_widths": list(encoder_widths), "decoder_widths": list(decoder_widths)}
+        self.config = {"latent_dim": latent_dim, **widths}
+        self.latent_dim = latent_dim
+        self.encoder = self.make_encoder(encoder_widths)
+        self.decoder = Decoder(latent_dim, decoder_widths)
+
+    def make_encoder(self, widths):
+        return mlp(PIXELS, *widths, self.latent_dim)
 
     def codes(self, x):
-        """The mean of q(z|x) as the code of each image: [N, latent_dim]."""
-        return self.encode(x)[0]
+        """The codes [N, latent_dim] of images [N, 784] in [0, 1]."""
+        return self.encoder(x)
 
     def decode(self, z):
         """Logits [N, 784] of the pixels for codes [N, latent_dim]; their sigmoid is the image."""
         return self.decoder(z)
 
     def elbo(self, x):
+        """As the VAE's: minus the binary cross-entropy in nats, `[N]`, and a divergence of 0."""
+        return log_bernoulli(x, self.decode(self.codes(x))), x.new_zeros(len(x))
+
+    @torch.no_grad()
+    def fit_samples(self, x):
+        """As there is no prior, let the decoder sample from the Gaussian that fits x's codes."""
+        codes = torch.cat([self.codes(part) for part in x.split(BATCH)]).double()
+        centred = codes - codes.mean(0)
+        variances, axes = torch.linalg.eigh(centred.T @ centred / len(x))
+        self.decoder.mean.copy_(codes.mean(0))
+        self.decoder.factor.copy_(axes * variances.clamp_min(0).sqrt())
+
+
+class VAE(AutoEncoder):
+    """The variational auto-encoder; with two latent variables its encoder is an `Encoder`."""
+
+    def __init__(self, latent_dim=2, encoder_widths=None, decoder_widths=DECODER):
+        usual = TAUGHT if latent_dim == 2 else ENCODER
+        super().__init__(latent_dim, encoder_widths or usual, decoder_widths)
+
+    def make_encoder(self, widths):
+        if self.latent_dim == 2:
+            return Encoder(widths)
+        return mlp(PIXELS, *widths, 2 * self.latent_dim)
+
+    def encode(self, x):
+        """The mean and logvar, [N, latent_dim] each, of q(z|x) for images [N, 784] in [0, 1]."""
+        return self.encoder(x).chunk(2, dim=1)
+
+    def posterior(self, x):
+        """As `encode`, but by Bayes' rule instead of the encoder, for two latent variables."""
+        return exact.decode_plane(self.decoder).posterior(x)
+
+    def codes(self, x):
+        """The mean of q(z|x) as the code of each image: [N, latent_dim]."""
+        return self.encode(x)[0]
+
+    def elbo(self, x, q=None):
         """The two terms of the evidence lower bound of images [N, 784], with a sample of q(z|x).
 
-        Kingma & Welling (2014), equation 10; L_tot = divergence - likelihood.
-        They are the likelihood E_q[log p(x|z)] and the divergence KL(q(z|x) || p(z)), in closed
-        form (appendix B): nats per image, [N] each.
+        They are the likelihood E_q[log p(x|z)] and the divergence KL(q(z|x) || p(z)), nats per
+        image, [N] each (Kingma & Welling 2014, equation 10 and appendix B); L_tot = divergence -
+        likelihood. `q`, a mean and logvar, stands in for those of `encode`.
         """
-        mean, logvar = self.encode(x)
+        mean, logvar = q or self.encode(x)
         z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1)
         return log_bernoulli(x, self.decode(z)), divergence
@@ -145,13 +206,12 @@ class VAE(nn.Module):
     def log_likelihood(self, x, side=4 * SIDE, samples=200):
         """log p(x) in nats per image, `[N]`, for images `[N, 784]` in [0, 1].
 
-        With two latent variables the integral over the prior is done by quadrature on a grid of
-        side x side codes, `side` being a multiple of 9; double it to see that it has converged.
-        Otherwise `samples` importance samples from the encoder bound it from below (IWAE: Burda,
-        Grosse & Salakhutdinov 2016, equation 8).
+        With two latent variables by quadrature on side x side codes, `side` a multiple of 9; double
+        it to see that it has converged. Otherwise `samples` importance samples from the encoder
+        bound it from below (IWAE: Burda, Grosse & Salakhutdinov 2016, equation 8).
         """
         if self.latent_dim == 2:
-            return integrate(self.decoder, x, side)
+            return exact.integrate(self.decoder, x, side)
         return torch.cat([self._importance_sampled(part, samples) for part in x.split(BATCH)])
 
     def _importance_sampled(self, x, samples):
@@ -165,55 +225,12 @@ class VAE(nn.Module):
         return torch.stack(log_ratios).logsumexp(0) - math.log(samples)
 
 
-class AutoEncoder(nn.Module):
-    """A deterministic auto-encoder: the VAE's encoder network and decoder, without a prior."""
-
-    def __init__(self, latent_dim=2, encoder_widths=WIDE, decoder_widths=DEEP):
-        super().__init__()
-        widths = {"encoder_widths": list(encoder_widths), "decoder_widths": list(decoder_widths)}
-        self.config = {"latent_dim": latent_dim, **widths}
-        self.latent_dim = latent_dim
-        self.encoder = mlp(PIXELS, *encoder_widths, latent_dim)
-        self.decoder = Decoder(latent_dim, decoder_widths)
-
-    def encode(self, x):
-        """Codes [N, latent_dim] of images [N, 784] in [0, 1]."""
-        return self.encoder(x)
-
-    codes = encode
-
-    def decode(self, z):
-        """Logits [N, 784] of the pixels for codes [N, latent_dim]; their sigmoid is the image."""
-        return self.decoder(z)
-
-    def elbo(self, x):
-        """As the VAE's: minus the binary cross-entropy in nats, `[N]`, and a divergence of 0."""
-        return log_bernoulli(x, self.decode(self.encode(x))), x.new_zeros(len(x))
-
-    @torch.no_grad()
-    def fit_samples(self, x):
-        """Let the decoder sample from the Gaussian that fits the codes of these images [N, 784].
-
-        Without a prior, most draws of N(0, I) would be codes that the decoder never met.
-        """
-        codes = torch.cat([self.encode(part) for part in x.split(BATCH)]).double()
-        centred = codes - codes.mean(0)
-        variances, axes = torch.linalg.eigh(centred.T @ centred / len(x))
-        self.decoder.mean.copy_(codes.mean(0))
-        self.decoder.factor.copy_(axes * variances.clamp_min(0).sqrt())
-
-
 MODELS = {"vae": VAE, "ae": AutoEncoder}  # as --model and checkpoints name them
 
 
 def log_bernoulli(x, logits):
     """log p(x|z) in nats, [N], of images [N, 784] in [0, 1] under logits [N, 784]."""
     return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(1)
-
-
-def encoder_kind(model):
-    """The model's encoder as --encoder names it: "exact" or "network"."""
-    return "exact" if model.encoder is None else "network"
 
 
 def checkpoint_bytes(model, **metadata):
@@ -224,10 +241,9 @@ def checkpoint_bytes(model, **metadata):
 
 
 def load_checkpoint(path):
-    """Rebuild the model of `checkpoint_bytes`, on the CPU, in evaluation mode, with its metadata.
+    """Rebuild the model of `checkpoint_bytes` on the CPU; InputError if there is none in the file.
 
-    Raises:
-        InputError: the file is missing, damaged, or not such a checkpoint.
+    It is in evaluation mode, and has the `metadata`.
     """
     weights, contents = read_tensors(path, CHECKPOINT_FORMAT)
     with damage_reported(path):

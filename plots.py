@@ -1,14 +1,10 @@
-"""All pictures of a training run, as the bytes of PNG files, and what they show of the model.
-
-Matplotlib is imported only when one is drawn.
-"""
+"""All pictures, as the bytes of PNG files; Matplotlib is imported only inside `own_style`."""
 
 import contextlib
 import io
 import logging
 import math
 import os
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -16,17 +12,20 @@ import torch
 
 from data import SCATTERED
 from errors import InputError
-from models import VAE
 
-# Paul Tol's "muted" scheme and black, told apart with any colour vision
-# (P. Tol, "Colour Schemes", SRON technical note EPS/TN/09-002, 2021).
-COLOURS = ("#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE",
-           "#882255", "#44AA99", "#999933", "#AA4499", "#000000")  # fmt: skip
-MARKERS = "osD^vPX*<>"
-MANIFOLD_SIDE = 20  # images a side
+# Of 0 to 9, out of Paul Tol's "vibrant", "muted" and "dark" schemes ("Colour Schemes", SRON note
+# EPS/TN/09-002, 2021): none pale on white, neighbours apart with any colour vision and in grey.
+COLOURS = ("#CC3311", "#555555", "#33BBEE", "#AA4499", "#117733",
+           "#000000", "#0077BB", "#EE3377", "#EE7733", "#332288")  # fmt: skip
+MARKERS, AREAS = ">^D<vXP*os", (1, 1, 0.8, 1, 1, 1.2, 1.2, 1.6, 1, 0.7)  # look equally large
+STYLE = {
+    "figure.constrained_layout.use": True, "savefig.dpi": 200, "font.size": 12,
+    "axes.titlesize": "medium", "figure.labelsize": "medium", "axes.linewidth": 0.6,
+    "lines.markersize": 4, "legend.frameon": False, "scatter.edgecolors": "white",
+}  # fmt: skip
+LEGEND = {"ncols": 10, "handlelength": 1, "handletextpad": 0.2, "columnspacing": 0.9}
+SMALL = {"fontsize": "small", "ha": "center", "va": "center"}
 FIGURES = ("scatter_epochs", "reconstructions", "loss", "sanity_check", "manifold")
-LEGEND = {"title": "digit", "frameon": False}
-INK = {"cmap": "gray_r", "vmin": 0, "vmax": 1}  # how imshow shows an image
 
 
 @torch.no_grad()
@@ -40,46 +39,38 @@ def snapshot(model, digits):
 
 
 def draw(model, digits, history, trained, which, all_figures):
-    """The pictures of a run: {"scatter" or a name of FIGURES: the bytes of a PNG file}.
+    """The PNG files of a run: {"scatter" or, if `all_figures`, a name of FIGURES: bytes}.
 
-    Args:
-        model: after as many epochs as `trained` says.
-        digits: what `read_digits` returned.
-        history: {"log": per epoch {split: {"L_tot": nats per image}},
-            "snapshots": {epochs: what `snapshot` returned then}}.
-        which: "test" or "held-out", the images that are shown.
-        all_figures: whether more than the scatter is asked for.
+    `history`: {"log": for `draw_loss`, "snapshots": {epochs: what `snapshot` returned then}};
+    `which`: "test" or "held-out", the images that are shown.
     """
-    views = {n: view for n, view in sorted(history["snapshots"].items()) if n < trained}
-    views[trained] = snapshot(model, digits)
-    views = {n: {name: part.numpy() for name, part in view.items()} for n, view in views.items()}
+    views = {**history["snapshots"], trained: snapshot(model, digits)}
+    order = sorted(n for n in views if n <= trained)
+    views = {n: {name: part.numpy() for name, part in views[n].items()} for n in order}
     last, labels = views[trained], digits.test_labels[-SCATTERED:]
     plane = plane_of(last["scattered"])
-    points = {n: plane.project(view["scattered"]) for n, view in views.items()}
+    titles = {n: f"after {n} epoch{'s' * (n > 1)}" if n else "before training" for n in views}
+    points = {titles[n]: plane.project(view["scattered"]) for n, view in views.items()}
     title = f"Codes of {'the last ' * (which == 'test')}{len(labels)} {which} images"
-    pictures = {"scatter": draw_scatter(points[trained], labels, plane, title)}
+    pictures = {"scatter": draw_scatter(points[titles[trained]], labels, plane, title)}
     if all_figures:
         shown = digits.x_shown.cpu().numpy()
-        one_of_each = (part[::10] for part in (shown, last["codes"], last["images"]))
-        decoded = _decoded_quantiles(model, points[trained], plane)
-        pictures |= {
-            "scatter_epochs": draw_scatter_epochs(points, labels, plane),
-            "reconstructions": draw_reconstructions(
-                shown, {n: view["images"] for n, view in views.items()}
-            ),
-            "loss": draw_loss(history["log"]),
-            "sanity_check": draw_sanity_check(*one_of_each),
-            "manifold": draw_manifold(*decoded, plane),
-        }
+        decoded = {titles[n]: view["images"] for n, view in views.items() if n}  # at 0 all is grey
+        pictures["scatter_epochs"] = draw_scatter_epochs(points, labels, plane)
+        pictures["reconstructions"] = draw_reconstructions({f"{which} images": shown} | decoded)
+        pictures["loss"] = draw_loss(history["log"])
+        pictures["sanity_check"] = draw_sanity_check(shown, last["codes"], last["images"])
+        pictures["manifold"] = draw_manifold(model.decoder, plane)
     return pictures
 
 
 class Plane(NamedTuple):
-    """The plane that is drawn: the codes' own two numbers, or their first principal components."""
+    """The map that is drawn: the codes' own two numbers, or their first principal components."""
 
     origin: np.ndarray  # [d]
     directions: np.ndarray  # [2, d], orthonormal
-    names: tuple[str, str]
+    names: list[str]
+    reach: float  # it is a square about 0, this far
 
     def project(self, codes):
         """Codes [N, d] as points [N, 2]."""
@@ -91,232 +82,189 @@ class Plane(NamedTuple):
 
 
 def plane_of(codes):
-    """The `Plane` in which to draw codes [N, d]."""
-    latent_dim = codes.shape[1]
-    if latent_dim == 2:
-        names = ("latent variable $z_1$", "latent variable $z_2$")
-        return Plane(np.zeros(2), np.eye(2), names)
-    origin = codes.mean(0)
-    missing = [(0, max(0, 2 - size)) for size in codes.shape]  # one number makes a flat line
-    _, scale, directions = np.linalg.svd(np.pad(codes - origin, missing), full_matrices=False)
-    shares = scale**2 / max((scale**2).sum(), np.finfo(np.float32).tiny)
-    which = zip(("first", "second"), shares, strict=False)
-    names = tuple(f"{name} principal component, {s:.0%} of the variance" for name, s in which)
-    return Plane(origin, directions[:2, :latent_dim], names)
+    """The `Plane` that just shows codes [N, d]."""
+    if codes.shape[1] == 2:
+        origin, directions = np.zeros(2), np.eye(2)
+        names = ["latent variable $z_1$", "latent variable $z_2$"]
+    else:
+        origin = codes.mean(0)
+        missing = [(0, max(0, 2 - size)) for size in codes.shape]  # one number makes a flat line
+        _, scale, directions = np.linalg.svd(np.pad(codes - origin, missing), full_matrices=False)
+        directions = directions[:2, : codes.shape[1]]
+        shares = scale[:2] ** 2 / max((scale**2).sum(), np.finfo(np.float32).tiny)
+        names = [f"component {i}, {s:.0%} of the variance" for i, s in enumerate(shares, 1)]
+    reach = 1.04 * float(np.abs((codes - origin) @ directions.T).max())
+    return Plane(origin, directions, names, reach or 1.0)
 
 
 @contextlib.contextmanager
 def own_style():
-    """Inside, pictures are the same for everyone, whatever their settings of matplotlib say.
-
-    Raises:
-        InputError: matplotlib is missing: better known before the training than after.
-    """
+    """Inside, pictures look the same whatever anybody's settings of matplotlib say."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of old settings, and caches
     os.environ.pop("MPLBACKEND", None)  # no backend is used, and an unknown one ends the import
     try:
         import matplotlib
-    except ImportError:
+    except ImportError:  # better said before the training than after
         raise InputError("matplotlib is missing; pip install -r requirements.txt") from None
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
         yield
 
 
 def draw_scatter(points, labels, plane, title):
     """Points [N, 2] of the plane, coloured by their digit."""
-    figure = _figure(5.4, 4.8)
-    axes = figure.subplots()
-    _scatter(axes, points, labels, marker_area=11, digit_size=18)
-    _square(axes, points)
-    _name_axes(axes, plane, title)
-    place = {"loc": "center left", "bbox_to_anchor": (0.98, 0.5), "handletextpad": 0}
-    axes.legend(fontsize=13, title_fontsize=13, markerscale=1.8, **place, **LEGEND)
+    axes = _map_axes(plane)
+    axes.set_title(title, pad=26)  # above the legend
+    _scatter(axes, points, labels, area=20)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 0.975), markerscale=1.6, **LEGEND)
+    return _png(axes.figure)
+
+
+def draw_manifold(decoder, plane):
+    """The images that the decoder makes all over the plane, on the axes of the scatter."""
+    axes = _map_axes(plane)
+    axes.set_title("Images decoded from a grid of codes,\neach drawn where its code lies")
+    _show_map(axes, decoder, plane)
+    return _png(axes.figure)
+
+
+def draw_generated(images, codes, decoder):
+    """The first 50 images [N, 784] of codes [N, d]; for two latent variables, where these lie."""
+    images, codes = np.asarray(images)[:50].reshape(-1, 784), np.asarray(codes)[:50]
+    columns = max(5, math.ceil(math.sqrt(1.25 * len(images))))
+    rows, label = math.ceil(len(images) / columns), 0.2 if codes.shape[1] < 3 else 0.5
+    heights = [(1.1 + label) * rows] + [5.3] * (codes.shape[1] == 2)  # inches
+    figure = _figure(1.1 * columns, sum(heights))
+    sheet, *below = figure.subfigures(len(heights), squeeze=False, height_ratios=heights).flat
+    _sheet(sheet, columns, [1, label] * rows, images, codes)
+    disc = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "linewidth": 0.8}
+    for i in range(len(images)):
+        sheet.axes[i].text(2, 2, f"{i:02d}", bbox=disc, **SMALL)
+    for part in below:
+        axes = _map_axes(plane := plane_of(1.08 * codes), part.subplots())
+        _show_map(axes, decoder, plane, alpha=0.3)
+        for i, code in enumerate(codes):
+            axes.text(*code, f"{i:02d}", bbox=disc, **SMALL)
     return _png(figure)
-
-
-def draw_manifold(images, points, title, plane):
-    """Decoded codes as a map of the plane: images [S * S, 784] at points [S * S, 2]."""
-    from matplotlib.ticker import MaxNLocator
-
-    side = math.isqrt(len(images))
-    figure = _figure(5.4, 4.8)
-    axes = figure.subplots()
-    axes.imshow(_mosaic(images, side), extent=(0, side, 0, side), **INK)
-    columns, rows = points[:side, 0], points[::-side, 1]
-    middles = np.arange(side) + 0.5
-    for set_ticks, codes in ((axes.set_xticks, columns), (axes.set_yticks, rows)):
-        values = MaxNLocator(5).tick_values(codes[0], codes[-1])
-        values = values[(values >= codes[0]) & (values <= codes[-1])]
-        set_ticks(np.interp(values, codes, middles), [f"{value:g}" for value in values])
-    _name_axes(axes, plane, title)
-    return _png(figure)
-
-
-def manifold_points():
-    """Points [S * S, 2] at the quantiles of N(0, I), row by row from the top left."""
-    quantiles = [NormalDist().inv_cdf((i + 0.5) / MANIFOLD_SIDE) for i in range(MANIFOLD_SIDE)]
-    columns, rows = np.meshgrid(quantiles, quantiles[::-1])
-    return np.stack([columns.ravel(), rows.ravel()], axis=1)
-
-
-@torch.no_grad()
-def _decoded_quantiles(model, points, plane):
-    """Images and points of `manifold_points` for the prior or, without one, for points [N, 2]."""
-    if isinstance(model, VAE):
-        title, scale = "Decoded quantiles of the prior", 1.0
-        middle = plane.project(np.zeros(model.latent_dim))
-    else:
-        title, scale, middle = "Decoded quantiles of the codes", points.std(0), points.mean(0)
-    grid = middle + scale * manifold_points()
-    codes = torch.tensor(plane.codes_at(grid), device=next(model.parameters()).device)
-    return model.decode(codes).sigmoid().cpu().numpy(), grid, title
 
 
 def draw_scatter_epochs(points, labels, plane):
-    """A panel for each entry of {epochs trained: points [N, 2]}, all on the same axes."""
-    figure, panels = _panels(points, 3.0)
-    everything = np.concatenate(list(points.values()))
-    for axes, (epochs, part) in zip(panels, points.items(), strict=True):
-        _scatter(axes, part, labels, marker_area=5, digit_size=15 if epochs else 0)
-        _square(axes, everything)
-        axes.set_title(_after(epochs), fontsize=13)
-    figure.supxlabel(plane.names[0], fontsize=13)
-    figure.supylabel(plane.names[1], fontsize=13)
-    place = {"loc": "outside right center", "handletextpad": 0.1}
-    entries = panels[0].get_legend_handles_labels()
-    figure.legend(*entries, fontsize=12, title_fontsize=12, markerscale=3, **place, **LEGEND)
+    """A panel for each entry of {title: points [N, 2]}, all on the same axes."""
+    reach = plane_of(np.concatenate(list(points.values()))).reach
+    bare = plane._replace(names=["", ""], reach=reach)
+    figure = _panels(points, lambda axes, part: _scatter(_map_axes(bare, axes, 4), part, labels, 5))
+    figure.supxlabel(plane.names[0])
+    figure.supylabel(plane.names[1])
+    entries = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*entries, loc="outside upper center", markerscale=3, **LEGEND)
     return _png(figure)
 
 
-def draw_reconstructions(originals, reconstructions):
-    """Images [10 n, 784], and a panel for each of {epochs trained: their reconstructions}."""
-    shown = {None: originals, **reconstructions}
-    figure, panels = _panels(shown, 2.4)
-    for axes, (epochs, images) in zip(panels, shown.items(), strict=True):
-        axes.imshow(_mosaic(images, 10), **INK)
-        axes.set_axis_off()
-        axes.set_title("test images" if epochs is None else _after(epochs), fontsize=13)
-    return _png(figure)
+def draw_reconstructions(shown):
+    """A panel for each entry of {title: images [10 n, 784]}."""
+    return _png(_panels(shown, lambda axes, images: _tile(axes, images, 10)))
 
 
 def draw_loss(log):
-    """L_tot over the epochs: per epoch {split: {"L_tot": nats per image}}."""
-    figure = _figure(6, 3.6)
-    axes = figure.subplots()
-    for split, style, colour in (("train", "o-", 0), ("validation", "s-", 2), ("test", "^-", 1)):
-        if split in log[0]:
-            values = [epoch[split]["L_tot"] for epoch in log]
-            look = {"ms": 4, "color": COLOURS[colour], "label": f"{split}, last {values[-1]:.2f}"}
-            axes.plot(range(1, len(values) + 1), values, style, **look)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:.0f}")
-    axes.yaxis.set_minor_formatter("{x:.0f}")
+    """L_tot over the epochs: per epoch {split or "exact", the exact posterior: {"L_tot": nats}}."""
+    axes = _figure(5.4, 4).subplots()
+    inside = []
+    looks = {"train": ("o-", 6), "validation": ("s-", 4), "test": ("^-", 0), "exact": ("--", 5)}
+    for split in (split for split in looks if split in log[-1]):
+        epochs = [n for n, epoch in enumerate(log, 1) if split in epoch]
+        values = [log[n - 1][split]["L_tot"] for n in epochs]
+        inside += values[split == "train" and len(log) > 1 :]  # its first, on the way, is far above
+        name = split if split != "exact" else "test, exact posterior"
+        label = f"{name}, {values[0]:.1f} to {values[-1]:.2f}"
+        axes.plot(epochs, values, looks[split][0], color=COLOURS[looks[split][1]], label=label)
+        if split == "exact":
+            test = [log[n - 1]["test"]["L_tot"] for n in epochs]
+            gap = f"amortisation gap, last {test[-1] - values[-1]:.2f} nats"
+            axes.fill_between(epochs, values, test, fc=COLOURS[0], alpha=0.2, label=gap)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("epochs", fontsize=12)
-    axes.set_ylabel("$L_{tot}$, nats per image (log scale)", fontsize=12)
-    axes.tick_params(which="both", labelsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", which="both", alpha=0.25)
-    axes.legend(fontsize=12, frameon=False)
-    return _png(figure)
+    limits = min(inside) - 1, max(inside) + 1
+    axes.set(xlabel="epochs", ylabel="$L_{tot}$, nats per image", ylim=limits)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend()
+    return _png(axes.figure)
 
 
 def draw_sanity_check(images, codes, reconstructions):
-    """Images [N, 784], their codes [N, d] as small images or as numbers, their reconstructions."""
-    figure = _figure(0.8 * len(images) + 1, 3)
-    rows = figure.subplots(3, len(images), squeeze=False)
-    height = next(n for n in range(math.isqrt(codes.shape[1]), 0, -1) if codes.shape[1] % n == 0)
-    limit = np.abs(codes).max()
-    for axes, image, code, decoded in zip(rows.T, images, codes, reconstructions, strict=True):
-        axes[0].imshow(image.reshape(28, 28), **INK)
-        axes[2].imshow(decoded.reshape(28, 28), **INK)
-        if len(code) <= 3:
-            text = "\n".join(f"{number:.2f}" for number in code)
-            axes[1].text(0.5, 0.5, text, ha="center", va="center", fontsize=12)
-        else:
-            axes[1].imshow(code.reshape(height, -1), cmap="PuOr", vmin=-limit, vmax=limit)
-    for axes in rows.flat:
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-    for axes, name in zip(rows[:, 0], ("test image", "code", "reconstruction"), strict=True):
-        axes.set_ylabel(name, fontsize=12, rotation=0, ha="right", va="center")
+    """Every tenth of images [10 n, 784], of their codes [10 n, d] and of what these decode to."""
+    figure = _figure(0.062 * len(images) + 1, 2.1)
+    layers = {"image": images[::10], "code": codes[::10], "decoded": reconstructions[::10]}
+    _sheet(figure, len(codes[::10]), [1, 1, 1], *layers.values())
+    for axes, name in zip(figure.axes[:: len(codes[::10])], layers, strict=True):
+        axes.text(-0.2, 0.5, name, transform=axes.transAxes, ha="right", va="center")
     return _png(figure)
 
 
-def _after(epochs):
-    return "before training" if epochs == 0 else f"after {epochs} epoch{'s' * (epochs > 1)}"
+def _sheet(figure, columns, heights, *layers):
+    """Rows of images [N, 784], below each its code of [N, d], below that perhaps another image."""
+    grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
+    for layer, i in np.ndindex(len(layers), len(layers[0])):
+        axes = figure.add_subplot(grid[i // columns * len(layers) + layer, i % columns])
+        axes.set_axis_off()
+        part = layers[layer][i]
+        if layer != 1:
+            _tile(axes, part, 1)
+        elif len(part) <= 3:
+            words = [f"{number:.2f}".replace("-", "\N{MINUS SIGN}") for number in part]
+            axes.text(0.5, 0.5, (", " if heights[1] < 0.5 else "\n").join(words), **SMALL)
+        else:
+            height = next(n for n in range(math.isqrt(len(part)), 0, -1) if len(part) % n == 0)
+            limit = np.abs(layers[1]).max()
+            axes.imshow(part.reshape(height, -1), cmap="PuOr", vmin=-limit, vmax=limit)
 
 
-def _mosaic(images, columns):
-    """Images [N, 784] as one picture, row by row."""
-    tiles = images.reshape(-1, columns, 28, 28)
-    return tiles.transpose(0, 2, 1, 3).reshape(28 * len(tiles), 28 * columns)
+def _tile(axes, images, columns, **options):
+    """Show images [N, 784] as one picture, row by row."""
+    mosaic = images.reshape(-1, columns, 28, 28).swapaxes(1, 2).reshape(-1, 28 * columns)
+    axes.imshow(mosaic, cmap="gray_r", vmin=0, vmax=1, **options)
+    axes.axis("on" if options else "off")  # a map keeps its axes
 
 
-def _scatter(axes, points, labels, marker_area, digit_size):
-    """The points of each digit, and the digit itself where they are densest."""
-    from matplotlib import patheffects
+@torch.no_grad()
+def _show_map(axes, decoder, plane, **options):
+    """20 * 20 codes, evenly spaced over the plane, decoded: each image where its code lies."""
+    steps = plane.reach * np.arange(-19, 20, 2) / 20  # the middles of 20 images
+    points = np.stack(np.meshgrid(steps, -steps), axis=2).reshape(-1, 2)
+    codes = torch.from_numpy(plane.codes_at(points)).to(next(decoder.parameters()).device)
+    images = decoder(codes).sigmoid().cpu().numpy()
+    _tile(axes, images, 20, extent=plane.reach * np.array([-1, 1, -1, 1]), **options)
 
-    apart = 0.07 * np.ptp(points, axis=0).max()  # so that no two digits overlap
-    outline = patheffects.withStroke(linewidth=digit_size / 5, foreground="white")
-    written = []
+
+def _scatter(axes, points, labels, area):
     for digit in np.unique(labels):
-        own, colour = points[labels == digit], COLOURS[digit]
-        look = {"color": colour, "marker": MARKERS[digit], "linewidths": 0, "alpha": 0.8}
-        axes.scatter(*own.T, s=marker_area, label=digit, **look)
-        if digit_size:
-            written.append(densest(own, written, apart))
-            look = {"ha": "center", "va": "center", "fontweight": "bold", "color": colour}
-            look |= {"fontsize": digit_size, "path_effects": [outline]}
-            axes.annotate(str(digit), written[-1], **look)
+        look = {"c": COLOURS[digit], "marker": MARKERS[digit], "linewidths": area / 80}
+        axes.scatter(*points[labels == digit].T, s=area * AREAS[digit], label=digit, **look)
 
 
-def _square(axes, points):
-    """Equal axes that show all the points."""
-    middle = (points.max(0) + points.min(0)) / 2
-    reach = 1.05 * np.abs(points - middle).max() or 1.0
-    axes.set_xlim(middle[0] - reach, middle[0] + reach)
-    axes.set_ylim(middle[1] - reach, middle[1] + reach)
-    axes.set_aspect("equal")
+def _map_axes(plane, axes=None, ticks=8):
+    """The axes of the plane; by default in a figure of their own, at the same place in each."""
+    axes = axes or _figure(5.4, 5.8, layout="none").add_axes((0.13, 0.115, 0.8424, 0.7843))
+    axes.set(xlabel=plane.names[0], ylabel=plane.names[1], aspect="equal")
+    axes.set(xlim=(-plane.reach, plane.reach), ylim=(-plane.reach, plane.reach))
+    axes.locator_params(nbins=ticks, steps=[1, 2, 5, 10])
+    return axes
 
 
-def densest(points, others=(), apart=0.0, neighbours=20):
-    """The point [2] among [N, 2] with the closest neighbours, at least `apart` from the others."""
-    distances = np.linalg.norm(points[:, None] - points, axis=2)
-    spread = np.sort(distances)[:, : neighbours + 1].sum(1)
-    for other in others:
-        spread[np.linalg.norm(points - other, axis=1) < apart] += spread.max()
-    return points[spread.argmin()]
+def _panels(shown, show):
+    """A figure in which `show(axes, part)` has drawn each of {title: part}, three a row."""
+    columns, rows = min(len(shown), 3), math.ceil(len(shown) / 3)
+    figure = _figure(6.3, 6.3 * rows / columns + 0.5)
+    for place, (title, part) in enumerate(shown.items(), start=1):
+        show(figure.add_subplot(rows, columns, place, title=title), part)
+    return figure
 
 
-def _name_axes(axes, plane, title):
-    """In sizes that can be read where two pictures share the width of a page."""
-    axes.set_xlabel(plane.names[0], fontsize=13)
-    axes.set_ylabel(plane.names[1], fontsize=13)
-    axes.tick_params(labelsize=13)
-    axes.set_title(title, fontsize=14)
-
-
-def _panels(shown, size):
-    """A figure with a panel of `size` inches for each of what is shown, about 3 to 2."""
-    columns = math.ceil(math.sqrt(1.5 * len(shown)))
-    rows = math.ceil(len(shown) / columns)
-    figure = _figure(size * columns, size * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for unused in panels[len(shown) :]:
-        unused.remove()
-    return figure, panels[: len(shown)]
-
-
-def _figure(width, height):
+def _figure(width, height, **options):
     from matplotlib.figure import Figure  # without pyplot: needs no display and no closing
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    return Figure((width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+    return Figure((width, height), **options)
 
 
 def _png(figure):
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=200)
+    figure.savefig(buffer := io.BytesIO())
     return buffer.getvalue()

@@ -28,8 +28,7 @@ def tensor_bytes(form, tensors, contents):
 def read_tensors(path, form):
     """Read what `tensor_bytes` made: the tensors and the contents.
 
-    Raises:
-        InputError: the file is missing, damaged, or of another format.
+    Raises InputError: the file is missing, damaged, or of another format.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,0 +1,64 @@
+"""A library that people use for this, Pythae, on the same data and machine, for comparison.
+
+    pip install pythae
+    python benchmarks/peers.py      # about three minutes on two cores; writes peers.json
+
+Its VAE with two latents and its SVAE on the sphere of two dimensions, binary cross-entropy, its own
+networks, trainer and defaults, ten epochs. Grey-scale test images.
+"""
+
+import tempfile
+import time
+
+import torch
+from common import digits, write_json
+from pythae.models import SVAE, VAE, SVAEConfig, VAEConfig
+from pythae.pipelines import TrainingPipeline
+from pythae.trainers import BaseTrainerConfig
+
+from data import SCATTERED
+from evaluation import nearest_label
+
+EPOCHS = 10
+PEERS = {"VAE": (VAE, VAEConfig, 2), "SVAE": (SVAE, SVAEConfig, 3)}
+
+
+@torch.no_grad()
+def evaluate(model):
+    """Test L_tot in nats, with one sample of the code, and the k-NN accuracy of the last codes."""
+    model.eval()
+    torch.manual_seed(0)
+    (x, labels), (x_test, test_labels) = digits("train"), digits("test")
+    parts = [model({"data": part.view(-1, 1, 28, 28)}).loss.item() for part in x_test.split(1000)]
+
+    def codes(images):
+        parts = [model.encoder(p.view(-1, 1, 28, 28)).embedding for p in images.split(1000)]
+        return torch.cat(parts)
+
+    known, asked = codes(x), codes(x_test[-SCATTERED:])
+    if isinstance(model, SVAE):  # its codes are directions
+        known, asked = (part / part.norm(dim=1, keepdim=True) for part in (known, asked))
+    predicted = nearest_label(known, labels.numpy(), asked)
+    accuracy = (predicted == test_labels[-SCATTERED:].numpy()).mean()
+    return {"L_tot": sum(parts) / len(parts), "knn_accuracy": float(accuracy)}
+
+
+def main():
+    results = {}
+    x = digits("train")[0].view(-1, 1, 28, 28)
+    for name, (kind, config, latent_dim) in PEERS.items():
+        torch.manual_seed(0)
+        sizes = {"input_dim": (1, 28, 28), "latent_dim": latent_dim}
+        model = kind(config(reconstruction_loss="bce", **sizes))
+        with tempfile.TemporaryDirectory() as folder:
+            training = BaseTrainerConfig(output_dir=folder, num_epochs=EPOCHS, no_cuda=True)
+            started = time.perf_counter()
+            TrainingPipeline(model, training)(x)
+            seconds = time.perf_counter() - started
+        results[name] = {**evaluate(model), "seconds": round(seconds, 1)}
+        print(name, results[name], flush=True)
+    write_json("peers", results)
+
+
+if __name__ == "__main__":
+    main()
