@@ -10,7 +10,6 @@
 Then `python decoder_generate.py` draws new digits with the decoder.
 """
 
-import functools
 import json
 import os
 import platform
@@ -32,7 +31,6 @@ from training import train_epoch
 
 LARGE = 2**31 - 1  # for numbers that have no other limit
 PICTURE = 2**19  # bytes, about as many as a picture has
-say = functools.partial(print, flush=True)
 
 
 def train(model, digits, args, files, identity):
@@ -50,7 +48,9 @@ def train(model, digits, args, files, identity):
         history = {"log": [], "snapshots": {0: plots.snapshot(model, digits)}, "best": {}}
     log, saved = history["log"], len(history["log"])
     try:
-        while len(log) < args.epochs and not training.out_of_patience(log, args.patience):
+        while len(log) < args.epochs:
+            if args.patience and log and len(log) - training.best_epoch(log) > args.patience:
+                break
             epoch, contents = len(log), {}
             log.append(train_epoch(model, optimizers, digits.x_train, watched, epoch, settings))
             if training.best_epoch(log) == epoch:
@@ -64,7 +64,7 @@ def train(model, digits, args, files, identity):
             contents[files["resume"]] = training.resume_bytes(settings, model, optimizers, history)
             write_files(contents)
             saved = len(log)
-            say(format_epoch(epoch, log[-1], digits.which))
+            print(format_epoch(epoch, log[-1], digits.which), flush=True)
     except KeyboardInterrupt:
         kept = f" after {saved} epochs; they are saved, --resume continues" if saved else ""
         raise KeyboardInterrupt(kept) from None
@@ -91,10 +91,10 @@ def main():
         identity = describe_run(args, model, digits)
         history = train(model, digits, args, files, identity)
         epochs = training.best_epoch(history["log"]) + 1
-        say("evaluating ...")
+        print("evaluating ...", flush=True)
         test = digits.x_test, digits.test_labels
         results = evaluate(model, digits.x, digits.labels, *test)
-        say("drawing ...")
+        print("drawing ...", flush=True)
         pictures = plots.draw(model, digits, history, epochs, digits.which, args.figures)
         summary = {**identity, "epochs": epochs, "results": results}
         machine = {"device": f"{device} {platform.machine()}", "threads": torch.get_num_threads()}
@@ -104,8 +104,8 @@ def main():
         contents = {files[name]: picture for name, picture in pictures.items()}
         contents[files["checkpoint"]] = checkpoint_bytes(model, **summary)
         write_files(contents | {files["metrics"]: (json.dumps(metrics, indent=1) + "\n").encode()})
-    say(format_results(metrics, digits.which))
-    say(f"wrote {', '.join(map(str, files.values()))}")
+    print(format_results(metrics, digits.which), flush=True)
+    print(f"wrote {', '.join(map(str, files.values()))}", flush=True)
 
 
 def describe_run(args, model, digits):

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from errors import InputError
+from errors import InputError, explained
 from files import PROJECT, read_lines, reserved, write_files
 
 MNIST = PROJECT / "mnist"  # the copy that is shipped
@@ -77,11 +77,10 @@ def as_input(images, device="cpu"):
 def load_digits(path, split):
     """Read a split, "train" or "test", of MNIST or of a data set in its format.
 
-    A folder holds the four canonical idx files, raw or gzip-compressed, flat or in torchvision's
-    `MNIST/raw/`. If it holds none of the four, torchvision downloads MNIST into it. A table is a
-    text file with one image a line: the label and 784 pixels from 0 to 255 with commas between
-    them, the label first or last, with or without a line of column names. A fifth of each digit,
-    drawn with a fixed seed, is its test split.
+    `path` is a folder of idx files, raw or gzip-compressed, flat or in torchvision's `MNIST/raw/`
+    (if it has none, torchvision downloads MNIST into it), or a table with one image a line: the
+    label, first or last, and 784 pixels with commas between them, with or without a line of column
+    names. A fifth of each digit in a table, drawn with a fixed seed, is its test split.
 
     Returns images uint8 [N, 28, 28], 255 is ink, and labels int64 [N], 0 to 9.
     Raises InputError: a file is missing, unreadable or not what its name says.
@@ -111,51 +110,38 @@ def load_digits(path, split):
 def _find(path, split):
     """The images file and the labels file of a split, or None if the folder has no data at all."""
     for folder in (path / subfolder for subfolder in SUBFOLDERS):
+        files = [folder / f"{name}{end}" for name in FILE_NAMES for end in (".gz", "")]
         found = {
-            name: file
-            for name in FILE_NAMES
-            for file in (folder / f"{name}.gz", folder / name)  # raw wins
-            if file.is_file()
-        }
-        missing = [name for name in FILES[split] if name not in found]
+            file.name.removesuffix(".gz"): file for file in files if file.is_file()
+        }  # raw wins
+        missing = " and no ".join(name for name in FILES[split] if name not in found)
         if found and missing:
-            names = " and no ".join(missing)
-            raise InputError(
-                f"{folder}: no {names} (or .gz); put it beside the files that are there"
-            )
+            raise InputError(f"{folder}: no {missing} (or .gz); put it beside those that are there")
         if found:
             return tuple(found[name] for name in FILES[split])
     return None
 
 
 def _read_idx(path, kind):
-    """Read an idx file of unsigned bytes; the format is described at the foot of LeCun's page.
-
-    Its header, two zero bytes, 8 for bytes, the rank and the sizes, is checked before memory is
-    taken for what it promises.
-    """
+    """Read an idx file: two zero bytes, 8 for unsigned bytes, the rank, the sizes, the bytes."""
     ranks = {"labels": 1, "images": 3}
     length = 4 + 4 * ranks[kind]
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            header = file.read(length)
-            if len(header) < length:
-                raise InputError(f"{path}: too short for an idx file of {kind}; copy it again")
-            magic, (count, *sizes) = header[:4], struct.unpack(f">{ranks[kind]}I", header[4:])
-            if magic in (bytes([0, 0, 8, rank]) for rank in ranks.values() if rank != ranks[kind]):
-                raise InputError(f"{path}: does not hold {kind}; are two files swapped?")
-            if magic != bytes([0, 0, 8, ranks[kind]]):
-                raise InputError(f"{path}: not an idx file of {kind} (magic number {magic.hex()})")
-            if not 0 < count <= MOST_IMAGES:
-                promise = f"header promises {count} {kind}"
-                raise InputError(f"{path}: {promise}; 1 to {MOST_IMAGES} can be read")
-            if sizes and tuple(sizes) != IMAGE_SHAPE:
-                size = "x".join(map(str, sizes))
-                raise InputError(f"{path}: images are {size} pixels, but 28x28 is needed")
-            size = count * math.prod(sizes)
-            body = file.read(size + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); copy it again") from error
+    unreadable = explained(path, "cannot be read", "copy it again", (OSError, EOFError, zlib.error))
+    with unreadable, (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        header = file.read(length)
+        if len(header) < length:
+            raise InputError(f"{path}: too short for an idx file of {kind}; copy it again")
+        magic, (count, *sizes) = header[:4], struct.unpack(f">{ranks[kind]}I", header[4:])
+        if magic in (bytes([0, 0, 8, rank]) for rank in ranks.values() if rank != ranks[kind]):
+            raise InputError(f"{path}: does not hold {kind}; are two files swapped?")
+        if magic != bytes([0, 0, 8, ranks[kind]]):
+            raise InputError(f"{path}: not an idx file of {kind} (magic number {magic.hex()})")
+        if not 0 < count <= MOST_IMAGES:
+            raise InputError(f"{path}: promises {count} {kind}; 1 to {MOST_IMAGES} can be read")
+        if sizes and tuple(sizes) != IMAGE_SHAPE:
+            raise InputError(f"{path}: images are {sizes[0]}x{sizes[1]}, but 28x28 is needed")
+        size = count * math.prod(sizes)
+        body = file.read(size + 1)
     if len(body) != size:
         problem = "truncated, fewer" if len(body) < size else "too long, more"
         raise InputError(f"{path}: {problem} than the {size} bytes it promises; copy it again")
@@ -230,10 +216,9 @@ def _download(path, split):
             contents = {path / raw / n: (Path(folder) / raw / n).read_bytes() for n in FILE_NAMES}
     except Exception as error:  # ImportError, RuntimeError, URLError ..., depending on the release
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(
-            f"{path}: none of {', '.join(FILE_NAMES)} (or .gz) found there or in MNIST/raw; put "
-            f"them there, or leave out --data to use the copy in mnist/ ({problem}: {reason})"
-        ) from error
+        files = f"none of {', '.join(FILE_NAMES)} (or .gz) found there or in MNIST/raw"
+        cure = "put them there, or leave out --data to use the copy in mnist/"
+        raise InputError(f"{path}: {files}; {cure} ({problem}: {reason})") from error
     with reserved(contents, room=sum(map(len, contents.values()))):
         write_files(contents)
     return _find(path, split)

@@ -31,10 +31,7 @@ def parse_arguments():
         help="what auto_encoder.py saved (default checkpoints/vae.safetensors)")
     add("--out", type=nonempty_path, metavar="DIR", default=OUT,
         help="folder for 00.png, 01.png, ...; older images of such names in it are replaced "
-        "(default imgs_generated)")
-    add("--sheet", type=nonempty_path, metavar="FILE",
-        help="picture of all images with their codes (default figures/generated.png if --out is "
-        "not given, else none)")
+        "(default imgs_generated, and all on one sheet in figures/generated.png)")
     add("--count", type=between(int, 1, MAX_IMAGES), metavar="N", default=20,
         help="how many images (default 20)")
     add("--seed", type=between(int, 0, 2**31 - 1), metavar="N", default=0,
@@ -60,22 +57,17 @@ def main():
     pngs = [png(image) for image in (images * 255).round().to(torch.uint8).numpy()]
     if not args.out.resolve().name:
         raise InputError(f"--out {args.out}: give a folder of its own")
-    sheet = args.sheet or (SHEET if args.out == OUT else None)
-    outputs = [args.out / "00.png"] + [sheet] * bool(sheet)
-    with plots.own_style(), reserved(outputs, room=2 * sum(map(len, pngs))):
-        if sheet:
-            write_files({sheet: plots.draw_generated(images, codes, decoder)})
+    sheets = [SHEET] if args.out == OUT else []
+    with plots.own_style(), reserved([args.out / "00.png", *sheets], 2 * sum(map(len, pngs))):
+        write_files({sheet: plots.draw_generated(images, codes, decoder) for sheet in sheets})
         others = replace_images(args.out, pngs)
-    print(f"wrote {len(pngs)} images to {args.out}{f', all on one sheet to {sheet}' * bool(sheet)}")
+    print(f"wrote {len(pngs)} images to {', '.join(map(str, [args.out, *sheets]))}")
     if others:
         print(f"{args.out}: left alone, not of this run: {', '.join(others)}", file=sys.stderr)
 
 
 def read_codes(path, latent_dim):
-    """Read codes [N, latent_dim] from a text file, one a line.
-
-    Raises InputError: the file is missing, or a line is not `latent_dim` finite numbers.
-    """
+    """Codes [N, latent_dim] from a text file; InputError if a line is not such finite numbers."""
     codes = []
     for number, line in enumerate(read_lines(path), start=1):
         words = line.replace(",", " ").split()
@@ -86,8 +78,6 @@ def read_codes(path, latent_dim):
         if words and (len(code) != latent_dim or not torch.tensor(code).isfinite().all()):
             raise InputError(f"--codes {path}, line {number}: needs {latent_dim} finite numbers")
         codes += [code] if words else []
-        if len(codes) > MAX_IMAGES:
-            raise InputError(f"--codes {path}: holds more than {MAX_IMAGES} codes")
     if not codes:
         raise InputError(f"--codes {path}: holds no codes")
     return torch.tensor(codes)

@@ -18,9 +18,8 @@ NEIGHBOURS = 15  # k of the k-NN classifier that judges the codes
 def mean_elbo(model, x, codebook=None):
     """L_tot, L_likelihood and L_divergence of images [N, 784], mean nats per image.
 
-    With a codebook the exact posterior stands in for the encoder.
-
-    Raises InputError: the loss is not finite, or ten times that of giving each pixel 0.5.
+    With a codebook the exact posterior stands in for the encoder. Raises InputError: the loss is
+    not finite, or ten times that of giving each pixel 0.5.
     """
     model.eval()
     torch.manual_seed(0)
@@ -29,10 +28,8 @@ def mean_elbo(model, x, codebook=None):
     likelihood, divergence = torch.cat(parts, dim=1).mean(1).tolist()
     loss = divergence - likelihood
     if not loss < 10 * math.log(2) * PIXELS:
-        raise InputError(
-            f"--lr: training diverges, the loss is {loss:.3g} nats an image; give a smaller one "
-            "(what was saved before is kept)"
-        )
+        problem = f"training diverges, the loss is {loss:.3g} nats an image"
+        raise InputError(f"--lr: {problem}; give a smaller one (what was saved before is kept)")
     return {"L_tot": loss, "L_likelihood": likelihood, "L_divergence": divergence}
 
 

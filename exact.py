@@ -1,7 +1,4 @@
-"""Bayes' rule applied outright, for two latent variables: on a grid of decoded codes.
-
-The posterior p(z|x) and the log-likelihood log p(x), in nats, as exact as the grid is fine.
-"""
+"""Bayes' rule on a grid of decoded codes: p(z|x) and log p(x) in nats, for two latents."""
 
 import math
 from typing import NamedTuple
@@ -15,10 +12,7 @@ BATCH = 1000  # images or codes at a time where memory, not speed, is at stake
 
 
 class Codebook(NamedTuple):
-    """A grid of codes, or part of one, and what the decoder makes of it.
-
-    The codes lie at quantiles of the prior N(0, I), so that each stands for the same share of it.
-    """
+    """Codes on a grid of quantiles of the prior N(0, I), and what the decoder makes of them."""
 
     codes: torch.Tensor  # [G, 2]
     logits: torch.Tensor  # [G, 784]

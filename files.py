@@ -9,9 +9,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from errors import InputError
+from errors import InputError, explained
 
 PROJECT = Path(__file__).resolve().parent
+UNWRITABLE = "cannot be written", "close what has it open, or name another", OSError
 LONGEST_LINE = 100_000  # characters; a table's 785 columns have at most a long name each
 
 
@@ -24,11 +25,11 @@ def write_files(contents):
     temporaries = {}
     try:
         for path, data in contents.items():
-            with _reported(path, "mend that or name another"):
+            with explained(path, *UNWRITABLE):
                 temporaries[path] = _beside(path, ".tmp")
                 temporaries[path].write_bytes(data)
         for path, temporary in temporaries.items():
-            with _reported(path, "close the program that has it open, or name another"):
+            with explained(path, *UNWRITABLE):
                 os.replace(temporary, _target(path))
     finally:
         for temporary in temporaries.values():
@@ -44,7 +45,7 @@ def reserved(paths, room):
     """
     with contextlib.ExitStack() as stack:
         for path in paths:
-            with _reported(path, "mend that or name another"):
+            with explained(path, *UNWRITABLE):
                 lock = _beside(path, ".lock")
                 try:
                     stack.enter_context(FileLock(lock, timeout=0))
@@ -69,7 +70,7 @@ def replace_images(folder, images):
         _remove(left)
     write_files(files)
     for path in reversed(older[len(files) :]):  # so that a rest is still numbered from 00
-        with _reported(path, "mend that or name another"):
+        with explained(path, *UNWRITABLE):
             path.unlink()
     others = {path.name for path in folder.iterdir()} - {path.name for path in files}
     return sorted(name for name in others if not name.startswith("."))
@@ -80,14 +81,14 @@ def read_lines(path):
 
     Raises InputError: the file cannot be read, or a line is longer than any of ours.
     """
-    try:
-        with open(path, encoding="latin-1") as file:
-            for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE), ""), start=1):
-                if len(line) == LONGEST_LINE:
-                    raise InputError(f"{path}, line {number}: is longer than any of ours")
-                yield line.removeprefix("\xef\xbb\xbf") if number == 1 else line  # a UTF-8 mark
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    with (
+        explained(path, "cannot be read", "name another", OSError),
+        open(path, encoding="latin-1") as file,
+    ):
+        for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE), ""), start=1):
+            if len(line) == LONGEST_LINE:
+                raise InputError(f"{path}, line {number}: is longer than any of ours")
+            yield line.removeprefix("\xef\xbb\xbf") if number == 1 else line  # a UTF-8 mark
 
 
 def _target(path):
@@ -111,12 +112,3 @@ def _beside(path, suffix):
 def _remove(path):
     with contextlib.suppress(OSError):
         path.unlink()
-
-
-@contextlib.contextmanager
-def _reported(path, mend):
-    """Report what goes wrong with `path` as an InputError."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); {mend}") from error

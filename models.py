@@ -1,8 +1,7 @@
 """The variational auto-encoder, a plain auto-encoder, and their checkpoints.
 
-A Gaussian-latent, Bernoulli-likelihood VAE (Kingma & Welling, "Auto-Encoding Variational Bayes",
-2014): prior p(z) = N(0, I), decoder p(x|z) = prod_i Bernoulli(x_i; sigmoid(decode(z)_i)), encoder
-q(z|x) = N(mean(x), diag exp(logvar(x))). All likelihoods are in nats per image.
+VAE (Kingma & Welling, "Auto-Encoding Variational Bayes", 2014): prior p(z) = N(0, I), decoder
+p(x|z) = prod_i Bernoulli(x_i; sigmoid(decode(z)_i)), encoder q(z|x) = N(mean, diag exp(logvar)).
 """
 
 import itertools
@@ -13,9 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import exact
+from errors import explained
 from exact import BATCH, SIDE, log_standard_normal
 from files import PROJECT
-from tensor_files import damage_reported, read_tensors, tensor_bytes
+from tensor_files import DAMAGED, read_tensors, tensor_bytes
 
 PIXELS = 28 * 28
 ENCODER = (512, 512, 256)  # hidden layers of an encoder, image side first
@@ -48,19 +48,24 @@ def mlp(*sizes):
 class Decoder(nn.Module):
     """Codes [N, latent_dim] -> logits of the pixels' Bernoulli means, [N, 784].
 
-    The MLP sees a code's quantiles, so that it has the same room for every share of the prior.
+    The MLP sees a code's quantiles, so that it has the same room for every share of the prior. For
+    other than two latents it also sees sines and cosines of them, to learn fine detail (Tancik et
+    al. 2020, "Fourier features"); a map they would break into islands.
     """
 
     def __init__(self, latent_dim, widths):
         super().__init__()
         self.latent_dim = latent_dim
-        self.net = mlp(latent_dim, *widths, PIXELS)
+        self.frequencies = () if latent_dim == 2 else (0.5, 1.0)
+        self.net = mlp(latent_dim * (1 + 2 * len(self.frequencies)), *widths, PIXELS)
         # What `sample` draws from: the prior, until an AutoEncoder puts its own codes' spread here.
         self.register_buffer("mean", torch.zeros(latent_dim))
         self.register_buffer("factor", torch.eye(latent_dim))
 
     def forward(self, z):
-        return self.net(4 * torch.erf(z / math.sqrt(2)))
+        place = 4 * torch.erf(z / math.sqrt(2))
+        waves = [wave(f * place) for f in self.frequencies for wave in (torch.sin, torch.cos)]
+        return self.net(torch.cat([place, *waves], dim=1))
 
     def sample(self, noise):
         """Codes from draws of N(0, I), both [N, latent_dim]."""
@@ -70,8 +75,8 @@ class Decoder(nn.Module):
 def draw_noise(count, latent_dim, seed, draws):
     """Samples of N(0, I), [count, latent_dim].
 
-    "even" sends the points of a scrambled Sobol sequence (Matousek 1998) through the inverse of the
-    normal distribution function: each is a sample of N(0, I), but together they are spread evenly.
+    "even" ones are quantiles at the points of a scrambled Sobol sequence (Matousek 1998): each is a
+    sample of N(0, I), but together they are spread evenly.
     """
     if draws == "random":
         generator = torch.Generator().manual_seed(seed)
@@ -241,12 +246,9 @@ def checkpoint_bytes(model, **metadata):
 
 
 def load_checkpoint(path):
-    """Rebuild the model of `checkpoint_bytes` on the CPU; InputError if there is none in the file.
-
-    It is in evaluation mode, and has the `metadata`.
-    """
+    """The model of `checkpoint_bytes`, with its `metadata`; InputError if there is none."""
     weights, contents = read_tensors(path, CHECKPOINT_FORMAT)
-    with damage_reported(path):
+    with explained(path, *DAMAGED):
         config = contents["config"]
         sizes = [config["latent_dim"], *config["encoder_widths"], *config["decoder_widths"]]
         if len(sizes) > 100 or not all(type(size) is int and size > 0 for size in sizes):

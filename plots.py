@@ -169,12 +169,10 @@ def draw_reconstructions(shown):
 def draw_loss(log):
     """L_tot over the epochs: per epoch {split or "exact", the exact posterior: {"L_tot": nats}}."""
     axes = _figure(5.4, 4).subplots()
-    inside = []
     looks = {"train": ("o-", 6), "validation": ("s-", 4), "test": ("^-", 0), "exact": ("--", 5)}
     for split in (split for split in looks if split in log[-1]):
         epochs = [n for n, epoch in enumerate(log, 1) if split in epoch]
         values = [log[n - 1][split]["L_tot"] for n in epochs]
-        inside += values[split == "train" and len(log) > 1 :]  # its first, on the way, is far above
         name = split if split != "exact" else "test, exact posterior"
         label = f"{name}, {values[0]:.1f} to {values[-1]:.2f}"
         axes.plot(epochs, values, looks[split][0], color=COLOURS[looks[split][1]], label=label)
@@ -183,8 +181,7 @@ def draw_loss(log):
             gap = f"amortisation gap, last {test[-1] - values[-1]:.2f} nats"
             axes.fill_between(epochs, values, test, fc=COLOURS[0], alpha=0.2, label=gap)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    limits = min(inside) - 1, max(inside) + 1
-    axes.set(xlabel="epochs", ylabel="$L_{tot}$, nats per image", ylim=limits)
+    axes.set(xlabel="epochs", ylabel="$L_{tot}$, nats per image")
     axes.grid(axis="y", alpha=0.3)
     axes.legend()
     return _png(axes.figure)

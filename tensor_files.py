@@ -1,9 +1,5 @@
-"""Tensors and a JSON text in one safetensors file, with a checksum, which safetensors lacks.
+"""Tensors and JSON in one file: safetensors, as it can run no code, with a checksum added."""
 
-No pickle is involved, so that a file from elsewhere can run no code.
-"""
-
-import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -11,8 +7,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from errors import InputError
+from errors import InputError, explained
 
+DAMAGED = "not a checkpoint, or damaged", "auto_encoder.py makes a new one"
 LARGEST_FILE = 2**28  # bytes; what --resume needs of the default model has 1/16 of it
 LARGEST_TEXT = 2**24  # bytes of names, sizes and JSON; 20 epochs need a thousandth of it
 
@@ -35,7 +32,7 @@ def read_tensors(path, form):
         raise InputError(f"{path}: no such file; auto_encoder.py makes one")
     if path.stat().st_size > LARGEST_FILE:
         raise InputError(f"{path}: is too large for a checkpoint; name another")
-    with damage_reported(path):
+    with explained(path, *DAMAGED):
         data = path.read_bytes()  # mapped into memory it could not be replaced on Windows
         if data[:2] in (b"PK", b"\x80\x02"):
             raise InputError(f"{path}: is a PyTorch file of an older version; train anew")
@@ -60,15 +57,3 @@ def _checksum(tensors, contents):
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {list(tensor.shape)} ".encode() + tensor.numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def damage_reported(path):
-    """Report any error as an InputError: damaged bytes raise nearly anything."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        problem = f"not a checkpoint, or damaged ({type(error).__name__})"
-        raise InputError(f"{path}: {problem}; auto_encoder.py makes a new one") from error

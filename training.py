@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from errors import InputError
+from errors import InputError, explained
 from evaluation import mean_elbo
 from exact import decode_plane
 from models import VAE, Encoder, Layer
-from tensor_files import damage_reported, read_tensors, tensor_bytes
+from tensor_files import DAMAGED, read_tensors, tensor_bytes
 
-# PyTorch 2.9 alone announces that set_float32_matmul_precision would change; it has not.
-warnings.filterwarnings("ignore", message="Please use the new API settings to control TF32")
+warnings.filterwarnings("ignore", message="Please use the new API settings")  # PyTorch 2.9 alone
 
 RATES = {True: 5e-3, False: 3e-3}  # the highest learning rate, by is_taught
 RESUME_FORMAT = "mnist-auto-encoder-resume-5"
@@ -72,9 +71,8 @@ def train_epoch(model, optimizers, x, watched, epoch, settings):
 def lessons(model, x, codebook=None, start=None):
     """What a model learns from images [N, 784]: the loss to minimise, and the L_tot.
 
-    With a codebook both networks learn from Bayes' rule. That is variational EM (Neal & Hinton
-    1998): the decoder's codes are samples of the posterior, which finds the right place for every
-    image; at first, samples near `start` [N, 2].
+    With a codebook both networks learn from Bayes' rule: the decoder from samples of the posterior,
+    as in variational EM (Neal & Hinton 1998), or at first from codes near `start` [N, 2].
     """
     if codebook is None:
         likelihood, divergence = model.elbo(x)
@@ -93,8 +91,7 @@ def lessons(model, x, codebook=None, start=None):
 def ordered_codes(x):
     """Ranks of images' first two principal components, as quantiles of the prior: [N, 2].
 
-    The usual start of a generative topographic mapping (Bishop, Svensen & Williams 1998), which
-    this model is, with a deep decoder: images that are alike begin as neighbours.
+    The usual start of a generative topographic mapping (Bishop, Svensen & Williams 1998).
     """
     centred = x - x.mean(0)
     axes = torch.linalg.eigh((centred.T @ centred).double()).eigenvectors[:, [-1, -2]].float()
@@ -138,11 +135,6 @@ def best_epoch(log):
     return min(range(len(log)), key=lambda epoch: log[epoch]["validation"]["L_tot"])
 
 
-def out_of_patience(log, patience):
-    """Whether the last `patience` epochs were no better on the held-out images."""
-    return bool(patience and log) and len(log) - 1 - best_epoch(log) >= patience
-
-
 def resume_bytes(settings, model, optimizers, history):
     """All that `restore` needs, for one file, so that a kill between two files does no harm."""
     tensors = {f"weights/{name}": weight for name, weight in model.state_dict().items()}
@@ -160,16 +152,15 @@ def restore(path, settings, model, optimizers):
 
     Raises InputError: the file is missing, damaged, or of a run with other settings.
     """
-    again = "or leave out --resume to begin anew"
     if not path.is_file():
-        raise InputError(f"--resume: {path} is not there; give the flags of that run, {again}")
+        raise InputError(f"--resume: {path} is not there; leave out --resume to begin anew")
     tensors, contents = read_tensors(path, RESUME_FORMAT)
-    with damage_reported(path):
+    with explained(path, *DAMAGED):
         for name, value in settings.items():
             if contents["settings"][name] != value:
                 flag = "--data" if name == "training_images" else "--" + name.replace("_", "-")
-                problem = f"{path} was made with another {flag}; give that"
-                raise InputError(f"--resume: {problem}, {again}")
+                problem = f"--resume: {path} was made with another {flag}"
+                raise InputError(f"{problem}; give that, or leave out --resume to begin anew")
         saved = {}  # "a/b/name": tensor -> {"a/b": {"name": tensor}}
         for place, tensor in tensors.items():
             group, _, name = place.rpartition("/")

@@ -8,7 +8,6 @@ Trains on the first 55,000 training images for 10 epochs, on one thread, and eva
 """
 
 import contextlib
-import math
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -29,16 +28,12 @@ EPOCHS, TRAINED = 10, 55_000
 
 
 class WavyDecoder(models.Decoder):
-    """It also sees sines and cosines of the code's place (Tancik et al. 2020)."""
+    """It also sees sines and cosines, as with more latents."""
 
     def __init__(self, latent_dim, widths):
         super().__init__(latent_dim, widths)
+        self.frequencies = (0.5, 1.0)
         self.net = models.mlp(5 * latent_dim, *widths, models.PIXELS)
-
-    def forward(self, z):
-        place = 4 * torch.erf(z / math.sqrt(2))
-        waves = [wave(f * place) for f in (0.5, 1.0) for wave in (torch.sin, torch.cos)]
-        return self.net(torch.cat([place, *waves], dim=1))
 
 
 def gaussian_network(vae, widths):
