@@ -90,7 +90,7 @@ def interpolate(table, z):
     """`table` [N, G] at any codes z [N, 2]: a parabola each way through the 3 x 3 nearest nodes."""
     side = math.isqrt(table.shape[1])
     place = side * torch.special.ndtr(z) - 0.5  # counted in nodes
-    nearest = place.detach().round().clamp(1, side - 2)
+    nearest = place.detach().nan_to_num().round().clamp(1, side - 2)
     t = place - nearest
     weights = torch.stack([t * (t - 1) / 2, 1 - t * t, t * (t + 1) / 2], 2)  # [N, 2, 3]
     values = neighbourhood(table, nearest.long())

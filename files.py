@@ -77,10 +77,7 @@ def replace_images(folder, images):
 
 
 def read_lines(path):
-    """Yield the lines of a text file, one character for each byte: digits are the same in all.
-
-    Raises InputError: the file cannot be read, or a line is longer than any of ours.
-    """
+    """Yield the lines of a text file, a character a byte; InputError if one is longer than any."""
     with (
         explained(path, "cannot be read", "name another", OSError),
         open(path, encoding="latin-1") as file,

@@ -166,7 +166,7 @@ class AutoEncoder(nn.Module):
         """As there is no prior, let the decoder sample from the Gaussian that fits x's codes."""
         codes = torch.cat([self.codes(part) for part in x.split(BATCH)]).double()
         centred = codes - codes.mean(0)
-        variances, axes = torch.linalg.eigh(centred.T @ centred / len(x))
+        variances, axes = torch.linalg.eigh((centred.T @ centred / len(x)).nan_to_num())
         self.decoder.mean.copy_(codes.mean(0))
         self.decoder.factor.copy_(axes * variances.clamp_min(0).sqrt())
 
@@ -250,11 +250,12 @@ def load_checkpoint(path):
     weights, contents = read_tensors(path, CHECKPOINT_FORMAT)
     with explained(path, *DAMAGED):
         config = contents["config"]
-        sizes = [config["latent_dim"], *config["encoder_widths"], *config["decoder_widths"]]
-        if len(sizes) > 100 or not all(type(size) is int and size > 0 for size in sizes):
-            raise ValueError("sizes that no model has")
-        with torch.device("meta"):  # no memory for weights that are replaced at once
-            model = MODELS[contents["model"]](**config)
-        model.load_state_dict(weights, assign=True)
+        widths = [*config["encoder_widths"], config["latent_dim"], *config["decoder_widths"]]
+        least = sum(one * other for one, other in itertools.pairwise(widths))
+        most = sum(weight.numel() for weight in weights.values())
+        if min(widths) < 1 or len(widths) > 100 or least > most:
+            raise ValueError("sizes that are not those of the weights")
+        model = MODELS[contents["model"]](**config)
+        model.load_state_dict(weights)
         model.metadata = contents["metadata"]
     return model.eval()

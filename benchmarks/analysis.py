@@ -1,14 +1,16 @@
 """Figures of the shipped model for the report's analysis, on all 10,000 test images.
 
 python benchmarks/analysis.py       # about a minute on two cores; writes analysis.json
+and figures/confusions.png
 """
 
 import itertools
 
 import numpy as np
 import torch
-from common import digits, write_json
+from common import PROJECT, digits, write_files, write_json
 
+import plots
 from evaluation import nearest_label
 from models import REGIONS, SHIPPED, load_checkpoint
 
@@ -22,6 +24,22 @@ def mean_bound(vae, x, q):
         draws = [torch.sub(*vae.elbo(part, gaussian)) for _ in range(SAMPLES)]
         bounds.append(torch.stack(draws).mean(0))
     return torch.cat(bounds)
+
+
+def draw_confusions(images, labels, predicted, pairs):
+    """The first two test images of each digit of a pair that are taken for the other one."""
+    shown = []
+    for pair in pairs:
+        for one, other in itertools.permutations(map(int, pair.split(" and "))):
+            wrong = np.flatnonzero((labels == one) & (predicted == other))[:2]
+            shown += [(images[place], f"{one} as {other}") for place in wrong]
+    with plots.own_style():
+        figure = plots._figure(0.6 * len(shown), 0.85)
+        for place, (image, title) in enumerate(shown, start=1):
+            axes = figure.add_subplot(1, len(shown), place)
+            axes.set_title(title, fontsize=9)
+            plots._tile(axes, image[None], 1)
+        return plots._png(figure)
 
 
 @torch.no_grad()
@@ -66,6 +84,9 @@ def main():
         "gap_in_wrong_region": gap[~right].mean().item(),
     }
     write_json("analysis", results)
+    names = [pair for pair, _ in results["most_confused"][:3]]
+    picture = draw_confusions(x_test.numpy(), test_labels, predicted, names)
+    write_files({PROJECT / "figures/confusions.png": picture})
 
 
 if __name__ == "__main__":
