@@ -40,6 +40,7 @@ def classifier():
     return network.eval()
 
 
+@torch.enable_grad()
 def train(network, x, labels):
     optimizer = torch.optim.AdamW(network.parameters())
     steps = EPOCHS * -(-len(x) // BATCH_SIZE)

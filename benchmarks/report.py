@@ -18,7 +18,8 @@ STYLE = """
 #set table(stroke: none, inset: (x: 3pt, y: 2.2pt))
 #show table: set par(justify: false)
 #show heading: set block(above: 0.9em, below: 0.5em)
-#show image: set align(center)
+#show table: set image(width: 86%)
+#show figure: set block(spacing: 0.8em)
 """
 
 

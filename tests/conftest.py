@@ -4,12 +4,12 @@ import contextlib
 import gzip
 import hashlib
 import io
+import multiprocessing
+import os
 import resource
 import struct
 import subprocess
 import sys
-import time
-import tracemalloc
 from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,31 +23,35 @@ import auto_encoder
 import cli
 import data
 import models
+import plots
 import training
+from errors import InputError
 
 PROJECT = Path(__file__).resolve().parent.parent
 MNIST = PROJECT / "mnist"
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what the tests start, too
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
 slow_start = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 common = settings(database=None, deadline=10_000, suppress_health_check=slow_start)
 settings.register_profile("short", common, max_examples=30)
-settings.register_profile("long", common, max_examples=2000)
+settings.register_profile("long", common, max_examples=1000)
 settings.load_profile("short")
 
 
-def idx_bytes(array, magic=None):
+def idx_bytes(array):
     """An idx file of unsigned bytes, as LeCun describes it."""
-    magic = magic or 2048 + array.ndim
-    return struct.pack(f">{1 + array.ndim}I", magic, *array.shape) + array.astype("u1").tobytes()
+    header = struct.pack(f">{1 + array.ndim}I", 2048 + array.ndim, *array.shape)
+    return header + array.astype("u1").tobytes()
 
 
 def write_idx_folder(folder, train, test):
     """Write two (images, labels) pairs under the four canonical names."""
     folder.mkdir(parents=True, exist_ok=True)
-    for split, (images, labels) in (("train", train), ("test", test)):
-        images_name, labels_name = data.FILES[split]
-        (folder / images_name).write_bytes(idx_bytes(images))
-        (folder / labels_name).write_bytes(idx_bytes(labels))
+    for split, arrays in (("train", train), ("test", test)):
+        for name, array in zip(data.FILES[split], arrays, strict=True):
+            (folder / name).write_bytes(idx_bytes(array))
     return folder
 
 
@@ -75,52 +79,47 @@ def mnist():
     return SimpleNamespace(**arrays)
 
 
+def part_of_mnist(folder, mnist, train, test):
+    """The first `train` training images, and from number `test` on the test images."""
+    first, last = slice(train), slice(test, None)
+    train = mnist.train_images[first], mnist.train_labels[first]
+    return write_idx_folder(folder, train, (mnist.test_images[last], mnist.test_labels[last]))
+
+
 @pytest.fixture(scope="session")
 def small_mnist(tmp_path_factory, mnist):
-    """A folder with the first 1500 training and the last 1100 test images of MNIST."""
-    return write_idx_folder(
-        tmp_path_factory.mktemp("small mnist"),
-        (mnist.train_images[:1500], mnist.train_labels[:1500]),
-        (mnist.test_images[-1100:], mnist.test_labels[-1100:]),
-    )
+    """1500 training and 1100 test images."""
+    return part_of_mnist(tmp_path_factory.mktemp("small mnist"), mnist, 1500, -1100)
 
 
 @pytest.fixture(scope="session")
 def tiny_mnist(tmp_path_factory, mnist):
-    """A folder with the first 300 training and the first 100 test images of MNIST."""
-    return write_idx_folder(
-        tmp_path_factory.mktemp("tiny mnist"),
-        (mnist.train_images[:300], mnist.train_labels[:300]),
-        (mnist.test_images[:100], mnist.test_labels[:100]),
-    )
+    """300 training and 100 test images."""
+    return part_of_mnist(tmp_path_factory.mktemp("tiny mnist"), mnist, 300, -100)
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, small_mnist):
-    """The folder of a finished run of two epochs, with what it printed."""
-    folder = tmp_path_factory.mktemp("trained")
-    result = call(auto_encoder, *flags(folder, small_mnist, figures=folder / "figures"))
-    assert result.status == 0, result.stderr
-    (folder / "stdout").write_text(result.stdout)
-    (folder / "stderr").write_text(result.stderr)
-    return folder
+def finished_run(tmp_path_factory, small_mnist):
+    """A run of two epochs with all figures: what it printed, and what the scatter was given."""
+    folder, drawn, draw = tmp_path_factory.mktemp("trained"), [], plots.draw_scatter
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plots, "draw_scatter", lambda *args: drawn.append(args) or draw(*args))
+        result = call(auto_encoder, *flags(folder, small_mnist, figures=folder / "figures"))
+    assert (result.status, result.stderr) == (0, "")  # no bar without a terminal
+    return SimpleNamespace(folder=folder, lines=result.stdout.splitlines(), scatter=drawn[0])
 
 
 @pytest.fixture(scope="session")
-def unbroken(tmp_path_factory, tiny_mnist):
-    """The folder of a finished run of two epochs with all figures."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    arguments = unbroken_flags(folder, tiny_mnist)
-    result = call(auto_encoder, *arguments)
-    assert (result.status, result.stderr) == (0, "")
-    return folder
+def trained(finished_run):
+    """The folder of that run."""
+    return finished_run.folder
 
 
 @pytest.fixture(scope="session")
 def trained_a_little():
     """A small model and its optimizers after an epoch: the arguments of `resume_bytes`."""
     torch.manual_seed(0)
-    model = models.VAE(2, decoder_widths=(8, 8))
+    model = models.VAE(2, (8, 8), (8, 8))
     optimizers = training.make_optimizers(model)
     x = torch.rand(20, 784)
     settings = {"seed": 0, "epochs": 2, "batch_size": 10, "lr": 0.01}
@@ -135,43 +134,34 @@ def call(script, *arguments):
 
     With a coarse quadrature, as the same training on a few images is evaluated many times.
     """
-    coarse = partialmethod(models.VAE.log_likelihood, side=81)
+    coarse = partialmethod(models.VAE.log_likelihood, side=81, samples=20)
     status, stdout, stderr = 0, io.StringIO(), io.StringIO()
-    with contextlib.ExitStack() as stack:
-        patched = stack.enter_context(pytest.MonkeyPatch.context())
+    output = contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr)
+    with pytest.MonkeyPatch.context() as patched, output[0], output[1]:
         patched.setattr(models.VAE, "log_likelihood", coarse)
         patched.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
-        stack.enter_context(contextlib.redirect_stdout(stdout))
-        stack.enter_context(contextlib.redirect_stderr(stderr))
         try:
             cli.run(script.main)
         except SystemExit as stop:
             status = stop.code or 0
+        finally:
+            torch.set_float32_matmul_precision("highest")  # an epoch may have ended early
     return SimpleNamespace(status=status, stdout=stdout.getvalue(), stderr=stderr.getvalue())
 
 
-def interrupting(train_epoch, epoch):
-    """An epoch's training that is interrupted in this epoch."""
-
-    def interrupted(model, optimizers, x, watched, now, settings):
-        if now == epoch:
-            train_epoch(model, optimizers, x[:400], watched, now, settings)
-            raise KeyboardInterrupt
-        return train_epoch(model, optimizers, x, watched, now, settings)
-
-    return interrupted
+def start(script, *arguments, **options):
+    """The process of a script, as a user starts it, its output in pipes."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(
+        [sys.executable, PROJECT / script, *map(str, arguments)], **pipes, **options
+    )
 
 
 def command(script, *arguments, **options):
-    """Run a script as a user does, in a new process."""
-    return subprocess.run(
-        [sys.executable, PROJECT / script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        **options,
-    )
+    """Run a script to its end."""
+    process = start(script, *arguments, **options)
+    stdout, stderr = process.communicate(timeout=100)
+    return SimpleNamespace(status=process.returncode, stdout=stdout, stderr=stderr)
 
 
 def assert_one_line(result, *parts):
@@ -182,17 +172,32 @@ def assert_one_line(result, *parts):
         assert str(part) in result.stderr
 
 
-@contextlib.contextmanager
-def cheaply(megabytes, seconds=10):
-    """What Python and NumPy take stays below that."""
-    started = time.monotonic()
-    tracemalloc.start()
+def refusal(reader, path):
+    """The message with which a reader refuses a file, and the MB that it took."""
+    torch.set_num_threads(1)  # those of the parent are not here
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < 1e6 * megabytes
-        assert time.monotonic() - started < seconds
-    finally:
-        tracemalloc.stop()
+        return eval(reader)(path) and None, 0
+    except InputError as error:
+        return str(error), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000
+
+
+@pytest.fixture(scope="session")
+def complaint():
+    """A function: the one line with which a reader refuses a file, soon and with little memory.
+
+    It reads in another process, a new one each time, so that memory is its own, and a hang ends.
+    """
+
+    def read(reader, path, megabytes):
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            message, taken = pool.apply_async(refusal, (reader, path)).get(timeout=10)
+        assert message, "nothing refused"
+        assert taken < megabytes
+        assert "\n" not in message[:400] == message
+        return message
+
+    return read
 
 
 @contextlib.contextmanager
@@ -206,45 +211,23 @@ def no_file_larger_than(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def start(script, *arguments, **options):
-    """The process of a script, its output in pipes."""
-    return subprocess.Popen(
-        [sys.executable, PROJECT / script, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
 def contents(folder):
     """The bytes of all files in a folder and its subfolders."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def flags(folder, small_mnist, **changed):
-    """A command line for a quick training run that writes into `folder`."""
-    values = {
-        "data": small_mnist,
-        "epochs": 2,
-        "checkpoint": folder / "vae.safetensors",
-        "scatter": folder / "encoder.png",
-        **changed,
-    }
-    pairs = [(f"--{name.replace('_', '-')}", value) for name, value in values.items()]
-    drawing = [] if "figures" in changed else ["--no-figures"]
-    return [*(part for pair in pairs for part in pair), *drawing]
-
-
-def unbroken_flags(folder, tiny_mnist):
-    return flags(folder, tiny_mnist, epochs=2, batch_size=50, figures=folder / "figures")
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def digests(folder):
-    names = ("vae.safetensors", "encoder.png")
-    files = [folder / name for name in names] + sorted((folder / "figures").glob("*.png"))
-    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    """Of all that the same command leaves the same; the .json has times in it."""
+    files = contents(folder).items()
+    same = (pair for pair in files if pair[0].endswith((".png", "vae.safetensors")))
+    return {name: hashlib.sha256(content).hexdigest() for name, content in same}
+
+
+def flags(folder, digits, **changed):
+    """A command line for a quick training run that writes into `folder`."""
+    files = {"checkpoint": folder / "vae.safetensors", "scatter": folder / "encoder.png"}
+    values = {"data": digits, "epochs": 2, **files, **changed}
+    pairs = [(f"--{name.replace('_', '-')}", value) for name, value in values.items()]
+    drawing = [] if "figures" in changed else ["--no-figures"]
+    return [*(part for pair in pairs for part in pair), *drawing]
