@@ -177,10 +177,8 @@ FRAGMENTS = {  # of the documents, with the names of figures
         "-122.03 L_divergence 7.25 | {epoch19} |",
         "On the test set ours end at {tot}.",
     ],
-    "tests/README.md": [
-    ],
-    "figures/README.md": [
-    ],
+    "tests/README.md": [],
+    "figures/README.md": [],
 }
 CONSTANTS = {  # figures that no run here wrote: versions, settings, and what others report
     "README.md": [
@@ -225,6 +223,7 @@ def test_runs_differ_only_as_said():
     assert THREADS1["settings"] == DEFAULT["settings"]
     assert THREADS1["machine"]["threads"] == 1
     assert THREADS1["results"] == DEFAULT["results"]
+
 
 def test_quadrature_is_of_the_shipped_model():
     assert GRIDS[324] == pytest.approx(DEFAULT["results"]["log_likelihood"], abs=1e-3)
