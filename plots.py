@@ -5,6 +5,7 @@ import io
 import logging
 import math
 import os
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -102,6 +103,7 @@ def own_style():
     """Inside, pictures look the same whatever anybody's settings of matplotlib say."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of old settings, and caches
     os.environ.pop("MPLBACKEND", None)  # no backend is used, and an unknown one ends the import
+    warnings.filterwarnings("ignore", module="matplotlib|pyparsing")  # old versions of the two
     try:
         import matplotlib
     except ImportError:  # better said before the training than after
