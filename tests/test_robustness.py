@@ -140,6 +140,7 @@ def test_another_machine(tmp_path, tiny_mnist):
     environment = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     environment |= {"PYTHONOPTIMIZE": "2", "MPLBACKEND": "none-such", "PYTHONPATH": str(tmp_path)}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore:only soft"}
+    environment["HOME"] = str(tmp_path)  # where old versions of matplotlib look for settings
     proof = "import os; hasattr(os, 'O_DIRECTORY') or __import__('fcntl')"
     proof = subprocess.run([sys.executable, "-c", proof], env=environment, capture_output=True)
     assert b"No module named 'fcntl'" in proof.stderr
