@@ -42,7 +42,7 @@ def train_epoch(model, optimizers, x, watched, epoch, settings):
     seeds = np.random.SeedSequence([settings["seed"], epoch])
     torch.manual_seed(int(seeds.generate_state(1)[0]))
     batches, epochs = torch.randperm(len(x)).split(settings["batch_size"]), settings["epochs"]
-    start, codebook = ordered_codes(x) if epoch == 0 else None, None
+    start, codebook = ordered_codes(x) if epoch == 0 and is_taught(model) else None, None
     bar = tqdm(batches, f"epoch {epoch + 1} of {epochs}", leave=False, disable=None)
     for step, batch in enumerate(bar):
         batch, done = batch.to(x.device), epoch + (step + 1) / len(batches)
@@ -50,7 +50,7 @@ def train_epoch(model, optimizers, x, watched, epoch, settings):
             group["lr"] = group["share"] * learning_rate(done / epochs, settings["lr"])
         if step % REFRESH == 0 and is_taught(model):
             codebook = decode_plane(model.decoder)
-        near = start[batch] if done < ORDERED else None
+        near = start[batch] if start is not None and done < ORDERED else None
         loss, total = lessons(model, x[batch], codebook, near)
         model.zero_grad()
         loss.backward()
@@ -76,12 +76,14 @@ def lessons(model, x, codebook=None, start=None):
     """
     if codebook is None:
         likelihood, divergence = model.elbo(x)
-        return (divergence - likelihood).mean(), (divergence - likelihood).mean()
+        total = (divergence - likelihood).mean()
+        return total, total
     with torch.no_grad():
         table = codebook.log_likelihood(x)
-    mean, logvar = codebook.fit_posterior(table)
-    q = mean, logvar + math.log(SPREAD)
-    if start is not None:
+    if start is None:
+        mean, logvar = codebook.fit_posterior(table)
+        q = mean, logvar + math.log(SPREAD)
+    else:
         q = start, torch.full_like(start, 2 * math.log(0.1))
     likelihood, divergence = model.elbo(x, q)
     loss = model.encoder.lesson(x, table) - likelihood.mean()
@@ -114,10 +116,8 @@ def make_optimizers(model):
     if not hasattr(torch.optim, "Muon"):
         raise InputError(f"PyTorch 2.9 or newer is needed, not {torch.__version__}; install it")
     muon, adam = [], []
-    for network, share in (
-        (model.decoder, 1.0),
-        (model.encoder, ENCODER_SHARE if is_taught(model) else 1.0),
-    ):
+    encoder_share = ENCODER_SHARE if is_taught(model) else 1.0
+    for network, share in ((model.decoder, 1.0), (model.encoder, encoder_share)):
         layers = [layer for layer in network.modules() if isinstance(layer, Layer)]
         hidden = [layer.weight for layer in layers[1:]]
         others = [p for p in network.parameters() if all(p is not matrix for matrix in hidden)]
