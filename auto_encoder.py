@@ -2,12 +2,9 @@
 
     python auto_encoder.py                      # the homework: trains, evaluates, draws
     python auto_encoder.py --epochs 2           # a quick look
-    python auto_encoder.py --resume             # go on after Ctrl-C
-    python auto_encoder.py --model ae           # a plain auto-encoder
-    python auto_encoder.py --latent-dim 20      # longer codes, drawn in principal components
     python auto_encoder.py --data digits.csv    # your own digits; or a folder of idx files
 
-Then `python decoder_generate.py` draws new digits with the decoder.
+README.md has more. Then `python decoder_generate.py` draws new digits with the decoder.
 """
 
 import json
@@ -22,7 +19,7 @@ import torch
 import plots
 import training
 from cli import Parser, between, nonempty_path, run
-from data import FILE_NAMES, MNIST, read_digits
+from data import MNIST, read_digits
 from errors import InputError
 from evaluation import evaluate, format_epoch, format_results
 from files import PROJECT, reserved, write_files
@@ -58,9 +55,8 @@ def train(model, digits, args, files, identity):
                 contents[files["checkpoint"]] = checkpoint_bytes(model, **identity, epochs=len(log))
             if str(len(log)).rstrip("0") in ("1", "2", "5"):  # 1, 2, 5, 10, 20, 50, ...
                 history["snapshots"][len(log)] = plots.snapshot(model, digits)
-            contents[files["metrics"]] = (
-                json.dumps({**identity, "log": log}, indent=1) + "\n"
-            ).encode()
+            so_far = json.dumps({**identity, "log": log}, indent=1) + "\n"
+            contents[files["metrics"]] = so_far.encode()
             contents[files["resume"]] = training.resume_bytes(settings, model, optimizers, history)
             write_files(contents)
             saved = len(log)
@@ -92,18 +88,17 @@ def main():
         history = train(model, digits, args, files, identity)
         epochs = training.best_epoch(history["log"]) + 1
         print("evaluating ...", flush=True)
-        test = digits.x_test, digits.test_labels
-        results = evaluate(model, digits.x, digits.labels, *test)
+        results = evaluate(model, digits.x, digits.labels, digits.x_test, digits.test_labels)
         print("drawing ...", flush=True)
-        pictures = plots.draw(model, digits, history, epochs, digits.which, args.figures)
+        pictures = plots.draw(model, digits, history, epochs, args.figures)
         summary = {**identity, "epochs": epochs, "results": results}
         machine = {"device": f"{device} {platform.machine()}", "threads": torch.get_num_threads()}
         metrics = {**summary, "machine": machine, "log": history["log"]}
         metrics["training_seconds"] = round(sum(epoch["seconds"] for epoch in metrics["log"]), 1)
         metrics["total_seconds"] = round(time.perf_counter() - started, 1)
-        contents = {files[name]: picture for name, picture in pictures.items()}
-        contents[files["checkpoint"]] = checkpoint_bytes(model, **summary)
-        write_files(contents | {files["metrics"]: (json.dumps(metrics, indent=1) + "\n").encode()})
+        contents = pictures | {"checkpoint": checkpoint_bytes(model, **summary)}
+        contents["metrics"] = (json.dumps(metrics, indent=1) + "\n").encode()
+        write_files({files[name]: content for name, content in contents.items()})
     print(format_results(metrics, digits.which), flush=True)
     print(f"wrote {', '.join(map(str, files.values()))}", flush=True)
 
@@ -112,10 +107,8 @@ def describe_run(args, model, digits):
     """The settings, which --resume must find unchanged, and the versions."""
     same = ("model", "latent_dim", "epochs", "batch_size", "validation", "seed")
     settings = {name: getattr(args, name) for name in same}
-    settings |= {
-        "lr": args.lr or training.RATES[training.is_taught(model)],
-        "training_images": digits.identity,
-    }
+    settings["lr"] = args.lr or training.RATES[training.is_taught(model)]
+    settings["data"] = digits.identity
     versions = {"python": platform.python_version(), "numpy": np.__version__}
     return {"settings": settings, "versions": versions | {"torch": torch.__version__}}
 
@@ -125,8 +118,7 @@ def parse_arguments():
     parser = Parser(__doc__)
     add = parser.add_argument_group("files (defaults are beside this script)").add_argument
     add("--data", type=nonempty_path, metavar="PATH", default=MNIST,
-        help="folder with the idx files of MNIST or of a data set in its format, or a table: a "
-        "label and 784 pixels a line (default mnist)")
+        help="a folder of idx files, or a table: a label and 784 pixels a line (default mnist)")
     add("--checkpoint", type=nonempty_path, metavar="FILE", default=SHIPPED,
         help="the trained weights, results beside them (default checkpoints/vae.safetensors)")
     add("--scatter", type=nonempty_path, metavar="FILE", default=PROJECT / "encoder.png",
@@ -146,8 +138,7 @@ def parse_arguments():
     add("--lr", type=between(float, 1e-9, 1e6), metavar="X",
         help="highest learning rate (default 0.005 for a VAE of 2 latents, 0.003 for others)")
     add("--validation", type=between(int, 0, LARGE), metavar="N", default=0,
-        help="hold out the last N training images, and keep the weights of the epoch that is best "
-        "on them (default: train on all, keep the last)")
+        help="hold out the last N training images, and keep the best epoch's weights (default 0)")
     add("--patience", type=whole, metavar="N",
         help="stop after N epochs without a better validation figure (default: never)")
     add("--seed", type=between(int, 0, LARGE), metavar="N", default=0,
@@ -183,8 +174,6 @@ def output_files(args):
     for file, place in zip(files.values(), places, strict=True):
         if place in taken or any(place in other.parents for other in places):
             raise InputError(f"{file}: would be overwritten; name another output")
-        if place.name.removesuffix(".gz") in FILE_NAMES:
-            raise InputError(f"{file}: is named like data; name another output")
         taken.add(place)
     return files
 

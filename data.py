@@ -1,7 +1,4 @@
-"""Digits in: the idx files of MNIST and of sets in its format, or a table of digits.
-
-torchvision is imported only if MNIST must be downloaded.
-"""
+"""Digits in: the idx files of MNIST and of sets in its format, or a table of digits."""
 
 import contextlib
 import gzip
@@ -75,14 +72,12 @@ def as_input(images, device="cpu"):
 
 
 def load_digits(path, split):
-    """Read a split, "train" or "test", of MNIST or of a data set in its format.
+    """A split, "train" or "test": images uint8 [N, 28, 28], 255 is ink, labels int64 [N], 0 to 9.
 
     `path` is a folder of idx files, raw or gzip-compressed, flat or in torchvision's `MNIST/raw/`
     (if it has none, torchvision downloads MNIST into it), or a table with one image a line: the
-    label, first or last, and 784 pixels with commas between them, with or without a line of column
-    names. A fifth of each digit in a table, drawn with a fixed seed, is its test split.
-
-    Returns images uint8 [N, 28, 28], 255 is ink, and labels int64 [N], 0 to 9.
+    label, first or last, and 784 pixels with commas between them, with or without column names. A
+    fifth of each digit in a table, drawn with a fixed seed, is its test split.
     Raises InputError: a file is missing, unreadable or not what its name says.
     """
     path = Path(path)
@@ -110,10 +105,8 @@ def load_digits(path, split):
 def _find(path, split):
     """The images file and the labels file of a split, or None if the folder has no data at all."""
     for folder in (path / subfolder for subfolder in SUBFOLDERS):
-        files = [folder / f"{name}{end}" for name in FILE_NAMES for end in (".gz", "")]
-        found = {
-            file.name.removesuffix(".gz"): file for file in files if file.is_file()
-        }  # raw wins
+        files = [folder / f"{name}{end}" for name in FILE_NAMES for end in (".gz", "")]  # raw wins
+        found = {file.name.removesuffix(".gz"): file for file in files if file.is_file()}
         missing = " and no ".join(name for name in FILES[split] if name not in found)
         if found and missing:
             raise InputError(f"{folder}: no {missing} (or .gz); put it beside those that are there")

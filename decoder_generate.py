@@ -4,11 +4,10 @@
     python decoder_generate.py --seed 1 --count 50
     python decoder_generate.py --codes my.csv       # decode the codes in a file, one a line
 
-Needs a checkpoint of auto_encoder.py; one is shipped.
+Needs what auto_encoder.py saves.
 """
 
 import io
-import sys
 
 import torch
 from PIL import Image
@@ -50,20 +49,15 @@ def main():
     if args.codes:
         codes = read_codes(args.codes, decoder.latent_dim)
     else:
-        noise = draw_noise(args.count, decoder.latent_dim, args.seed, args.draws)
-        codes = decoder.sample(noise)
+        codes = decoder.sample(draw_noise(args.count, decoder.latent_dim, args.seed, args.draws))
     with torch.no_grad():
         images = torch.sigmoid(decoder(codes))
     pngs = [png(image) for image in (images * 255).round().to(torch.uint8).numpy()]
-    if not args.out.resolve().name:
-        raise InputError(f"--out {args.out}: give a folder of its own")
     sheets = [SHEET] if args.out == OUT else []
     with plots.own_style(), reserved([args.out / "00.png", *sheets], 2 * sum(map(len, pngs))):
         write_files({sheet: plots.draw_generated(images, codes, decoder) for sheet in sheets})
-        others = replace_images(args.out, pngs)
+        replace_images(args.out, pngs)
     print(f"wrote {len(pngs)} images to {', '.join(map(str, [args.out, *sheets]))}")
-    if others:
-        print(f"{args.out}: left alone, not of this run: {', '.join(others)}", file=sys.stderr)
 
 
 def read_codes(path, latent_dim):
@@ -85,8 +79,7 @@ def read_codes(path, latent_dim):
 
 def png(image):
     """A uint8 array [784] as the bytes of an 8-bit grey PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image.reshape(28, 28)).save(buffer, "PNG")
+    Image.fromarray(image.reshape(28, 28)).save(buffer := io.BytesIO(), "PNG")
     return buffer.getvalue()
 
 

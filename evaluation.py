@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from data import SCATTERED
 from errors import InputError
@@ -44,10 +43,6 @@ def evaluate(model, x, labels, x_test, test_labels):
         results["log_likelihood"], results["log_likelihood_binarized"] = both
         if model.latent_dim == 2:
             results["exact"] = mean_elbo(model, x_test, decode_plane(model.decoder))
-    else:
-        # A pixel's cross-entropy is lowest where the decoder gives its grey value itself.
-        entropy = F.binary_cross_entropy(x_test, x_test, reduction="none")
-        results["entropy_of_grey_pixels"] = entropy.sum(1).mean().item()
     known = torch.cat([model.codes(part) for part in x.split(10 * BATCH)])
     predicted = nearest_label(known, labels, model.codes(x_test[-SCATTERED:]))
     results["knn_accuracy"] = float((predicted == test_labels[-SCATTERED:]).mean())

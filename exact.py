@@ -101,8 +101,8 @@ def interpolate(table, z):
 def integrate(decoder, x, side):
     """log p(x) in nats, [N], by the midpoint rule on side x side codes, `side` a multiple of 9.
 
-    It is done tile by tile; a tile is passed over for an image if a coarse grid stays 100 nats
-    below that image's best there: far more than a peak between its nodes can hide.
+    Tile by tile; one is passed over for an image if a coarse grid stays 100 nats below that image's
+    best there: far more than a peak between its nodes can hide.
     """
     coarse = decode_plane(decoder)
     step, nodes = SIDE // TILES, side // TILES

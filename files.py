@@ -59,10 +59,7 @@ def reserved(paths, room):
 
 
 def replace_images(folder, images):
-    """Make `folder` hold these images, as bytes, as 00.png, 01.png, ..., in place of older ones.
-
-    Returns the names of other things in it, which are left alone.
-    """
+    """Make `folder` hold these images, as bytes, as 00.png, 01.png, ..., in place of older ones."""
     numbered = (folder / f"{number:02d}.png" for number in itertools.count())
     older = list(itertools.takewhile(Path.is_file, numbered))
     files = {folder / f"{number:02d}.png": image for number, image in enumerate(images)}
@@ -72,16 +69,12 @@ def replace_images(folder, images):
     for path in reversed(older[len(files) :]):  # so that a rest is still numbered from 00
         with explained(path, *UNWRITABLE):
             path.unlink()
-    others = {path.name for path in folder.iterdir()} - {path.name for path in files}
-    return sorted(name for name in others if not name.startswith("."))
 
 
 def read_lines(path):
     """Yield the lines of a text file, a character a byte; InputError if one is longer than any."""
-    with (
-        explained(path, "cannot be read", "name another", OSError),
-        open(path, encoding="latin-1") as file,
-    ):
+    unreadable = explained(path, "cannot be read", "name another", OSError)
+    with unreadable, open(path, encoding="latin-1") as file:
         for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE), ""), start=1):
             if len(line) == LONGEST_LINE:
                 raise InputError(f"{path}, line {number}: is longer than any of ours")

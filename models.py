@@ -1,7 +1,6 @@
-"""The variational auto-encoder, a plain auto-encoder, and their checkpoints.
+"""The variational auto-encoder (Kingma & Welling 2014), a plain one, and their checkpoints.
 
-VAE (Kingma & Welling, "Auto-Encoding Variational Bayes", 2014): prior p(z) = N(0, I), decoder
-p(x|z) = prod_i Bernoulli(x_i; sigmoid(decode(z)_i)), encoder q(z|x) = N(mean, diag exp(logvar)).
+p(z) = N(0, I), p(x|z) = prod_i Bernoulli(x_i; sigmoid(decode(z)_i)), q(z|x) = N(mean, variance).
 """
 
 import itertools
@@ -48,9 +47,9 @@ def mlp(*sizes):
 class Decoder(nn.Module):
     """Codes [N, latent_dim] -> logits of the pixels' Bernoulli means, [N, 784].
 
-    The MLP sees a code's quantiles, so that it has the same room for every share of the prior. For
-    other than two latents it also sees sines and cosines of them, to learn fine detail (Tancik et
-    al. 2020, "Fourier features"); a map they would break into islands.
+    The MLP sees a code's quantiles, so that it has the same room for every share of the prior, and
+    for other than two latents their sines and cosines, to learn fine detail (Tancik et al. 2020,
+    "Fourier features"); a map they would break into islands.
     """
 
     def __init__(self, latent_dim, widths):
@@ -75,8 +74,7 @@ class Decoder(nn.Module):
 def draw_noise(count, latent_dim, seed, draws):
     """Samples of N(0, I), [count, latent_dim].
 
-    "even" ones are quantiles at the points of a scrambled Sobol sequence (Matousek 1998): each is a
-    sample of N(0, I), but together they are spread evenly.
+    "even" ones are quantiles at a scrambled Sobol sequence (Matousek 1998), spread evenly together.
     """
     if draws == "random":
         generator = torch.Generator().manual_seed(seed)
@@ -179,9 +177,8 @@ class VAE(AutoEncoder):
         super().__init__(latent_dim, encoder_widths or usual, decoder_widths)
 
     def make_encoder(self, widths):
-        if self.latent_dim == 2:
-            return Encoder(widths)
-        return mlp(PIXELS, *widths, 2 * self.latent_dim)
+        two = self.latent_dim == 2
+        return Encoder(widths) if two else mlp(PIXELS, *widths, 2 * self.latent_dim)
 
     def encode(self, x):
         """The mean and logvar, [N, latent_dim] each, of q(z|x) for images [N, 784] in [0, 1]."""
@@ -198,9 +195,9 @@ class VAE(AutoEncoder):
     def elbo(self, x, q=None):
         """The two terms of the evidence lower bound of images [N, 784], with a sample of q(z|x).
 
-        They are the likelihood E_q[log p(x|z)] and the divergence KL(q(z|x) || p(z)), nats per
-        image, [N] each (Kingma & Welling 2014, equation 10 and appendix B); L_tot = divergence -
-        likelihood. `q`, a mean and logvar, stands in for those of `encode`.
+        The likelihood E_q[log p(x|z)] and the divergence KL(q(z|x) || p(z)), nats, [N] each (Kingma
+        & Welling 2014, equation 10, appendix B); L_tot = divergence - likelihood. `q`, a mean and
+        logvar, stands in for those of `encode`.
         """
         mean, logvar = q or self.encode(x)
         z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
@@ -250,12 +247,10 @@ def load_checkpoint(path):
     weights, contents = read_tensors(path, CHECKPOINT_FORMAT)
     with explained(path, *DAMAGED):
         config = contents["config"]
-        widths = [*config["encoder_widths"], config["latent_dim"], *config["decoder_widths"]]
-        least = sum(one * other for one, other in itertools.pairwise(widths))
-        most = sum(weight.numel() for weight in weights.values())
-        if min(widths) < 1 or len(widths) > 100 or least > most:
-            raise ValueError("sizes that are not those of the weights")
-        model = MODELS[contents["model"]](**config)
-        model.load_state_dict(weights)
+        if len(config["encoder_widths"]) + len(config["decoder_widths"]) > len(weights):
+            raise ValueError("more layers than weights")
+        with torch.device("meta"):  # takes no memory, whatever sizes the file claims
+            model = MODELS[contents["model"]](**config)
+        model.load_state_dict(weights, assign=True)
         model.metadata = contents["metadata"]
     return model.eval()

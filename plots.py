@@ -12,18 +12,15 @@ import numpy as np
 import torch
 
 from data import SCATTERED
-from errors import InputError
 
 # Of 0 to 9, out of Paul Tol's "vibrant", "muted" and "dark" schemes ("Colour Schemes", SRON note
 # EPS/TN/09-002, 2021): none pale on white, neighbours apart with any colour vision and in grey.
 COLOURS = ("#CC3311", "#555555", "#33BBEE", "#AA4499", "#117733",
            "#000000", "#0077BB", "#EE3377", "#EE7733", "#332288")  # fmt: skip
 MARKERS, AREAS = ">^D<vXP*os", (1, 1, 0.8, 1, 1, 1.2, 1.2, 1.6, 1, 0.7)  # look equally large
-STYLE = {
-    "figure.constrained_layout.use": True, "savefig.dpi": 200, "font.size": 12,
-    "axes.titlesize": "medium", "figure.labelsize": "medium", "axes.linewidth": 0.6,
-    "lines.markersize": 4, "legend.frameon": False, "scatter.edgecolors": "white",
-}  # fmt: skip
+STYLE = {"figure.constrained_layout.use": True, "savefig.dpi": 200, "font.size": 12,
+         "axes.titlesize": "medium", "figure.labelsize": "medium", "axes.linewidth": 0.6,
+         "lines.markersize": 4, "legend.frameon": False, "scatter.edgecolors": "white"}  # fmt: skip
 LEGEND = {"ncols": 10, "handlelength": 1, "handletextpad": 0.2, "columnspacing": 0.9}
 SMALL = {"fontsize": "small", "ha": "center", "va": "center"}
 FIGURES = ("scatter_epochs", "reconstructions", "loss", "sanity_check", "manifold")
@@ -39,21 +36,20 @@ def snapshot(model, digits):
     return {"scattered": scattered.cpu(), "codes": shown.cpu(), "images": images.cpu()}
 
 
-def draw(model, digits, history, trained, which, all_figures):
+def draw(model, digits, history, trained, all_figures):
     """The PNG files of a run: {"scatter" or, if `all_figures`, a name of FIGURES: bytes}.
 
-    `history`: {"log": for `draw_loss`, "snapshots": {epochs: what `snapshot` returned then}};
-    `which`: "test" or "held-out", the images that are shown.
+    `history`: {"log": for `draw_loss`, "snapshots": {epochs: what `snapshot` returned then}}.
     """
     views = {**history["snapshots"], trained: snapshot(model, digits)}
     order = sorted(n for n in views if n <= trained)
     views = {n: {name: part.numpy() for name, part in views[n].items()} for n in order}
-    last, labels = views[trained], digits.test_labels[-SCATTERED:]
+    last, labels, which = views[trained], digits.test_labels[-SCATTERED:], digits.which
     plane = plane_of(last["scattered"])
     titles = {n: f"after {n} epoch{'s' * (n > 1)}" if n else "before training" for n in views}
     points = {titles[n]: plane.project(view["scattered"]) for n, view in views.items()}
     title = f"Codes of {'the last ' * (which == 'test')}{len(labels)} {which} images"
-    pictures = {"scatter": draw_scatter(points[titles[trained]], labels, plane, title)}
+    pictures = {"scatter": draw_scatter(plane.project(last["scattered"]), labels, plane, title)}
     if all_figures:
         shown = digits.x_shown.cpu().numpy()
         decoded = {titles[n]: view["images"] for n, view in views.items() if n}  # at 0 all is grey
@@ -104,10 +100,8 @@ def own_style():
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of old settings, and caches
     os.environ.pop("MPLBACKEND", None)  # no backend is used, and an unknown one ends the import
     warnings.filterwarnings("ignore", module="matplotlib|pyparsing")  # old versions of the two
-    try:
-        import matplotlib
-    except ImportError:  # better said before the training than after
-        raise InputError("matplotlib is missing; pip install -r requirements.txt") from None
+    import matplotlib
+
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)

@@ -13,16 +13,18 @@ from errors import InputError, explained
 from evaluation import mean_elbo
 from exact import decode_plane
 from models import VAE, Encoder, Layer
+from ordering import ordered_places
 from tensor_files import DAMAGED, read_tensors, tensor_bytes
 
 warnings.filterwarnings("ignore", message="Please use the new API settings")  # PyTorch 2.9 alone
 
 RATES = {True: 5e-3, False: 3e-3}  # the highest learning rate, by is_taught
 RESUME_FORMAT = "mnist-auto-encoder-resume-5"
-WEIGHT_DECAY = 0.4  # of the hidden matrices of networks that learn from each other
+WEIGHT_DECAY = 0.4  # of hidden matrices, unless the exact posterior is there to learn from
 ENCODER_SHARE = 0.6  # of the learning rate, for an encoder that is taught
 WARMUP = 0.05  # share of the steps in which the learning rate rises
-ORDERED = 0.3  # epochs, at first, in which codes are the images' principal components
+ORDERED = 3  # epochs, at first, in which codes stay near where `ordered_places` puts them,
+NEAR = 0.05  # with this deviation, as a share of a side of the plane of quantiles
 SPREAD = 2.0  # of the decoder's codes, times the posterior's variance: larger islands on the map
 REFRESH = 50  # steps between two codebooks; the decoder moves little in between
 SAMPLED = 10_000  # training images for the figures, and to whose codes an AutoEncoder fits samples
@@ -42,16 +44,18 @@ def train_epoch(model, optimizers, x, watched, epoch, settings):
     seeds = np.random.SeedSequence([settings["seed"], epoch])
     torch.manual_seed(int(seeds.generate_state(1)[0]))
     batches, epochs = torch.randperm(len(x)).split(settings["batch_size"]), settings["epochs"]
-    start, codebook = ordered_codes(x) if epoch == 0 and is_taught(model) else None, None
+    taught, codebook = is_taught(model), None
+    start = ordered_places(x, settings["seed"]) if taught and epoch < ORDERED else None
     bar = tqdm(batches, f"epoch {epoch + 1} of {epochs}", leave=False, disable=None)
     for step, batch in enumerate(bar):
-        batch, done = batch.to(x.device), epoch + (step + 1) / len(batches)
+        batch, done = batch.to(x.device), (epoch + (step + 0.5) / len(batches)) / epochs
+        # Linear warm-up, then half a cosine to zero.
+        lr = settings["lr"] * min(done / WARMUP, 1) * 0.5 * (1 + math.cos(math.pi * done))
         for group in itertools.chain(*(optimizer.param_groups for optimizer in optimizers)):
-            group["lr"] = group["share"] * learning_rate(done / epochs, settings["lr"])
-        if step % REFRESH == 0 and is_taught(model):
+            group["lr"] = group["share"] * lr
+        if step % REFRESH == 0 and taught:
             codebook = decode_plane(model.decoder)
-        near = start[batch] if start is not None and done < ORDERED else None
-        loss, total = lessons(model, x[batch], codebook, near)
+        loss, total = lessons(model, x[batch], codebook, None if start is None else start[batch])
         model.zero_grad()
         loss.backward()
         for optimizer in optimizers:
@@ -62,7 +66,7 @@ def train_epoch(model, optimizers, x, watched, epoch, settings):
         model.fit_samples(x[:SAMPLED])
     images = {"train": x[:SAMPLED], **watched}
     figures = {name: mean_elbo(model, part) for name, part in images.items()}
-    if is_taught(model):
+    if taught:
         figures["exact"] = mean_elbo(model, watched["test"], decode_plane(model.decoder))
     torch.set_float32_matmul_precision("highest")
     return figures | {"seconds": round(time.perf_counter() - started, 2)}
@@ -72,7 +76,7 @@ def lessons(model, x, codebook=None, start=None):
     """What a model learns from images [N, 784]: the loss to minimise, and the L_tot.
 
     With a codebook both networks learn from Bayes' rule: the decoder from samples of the posterior,
-    as in variational EM (Neal & Hinton 1998), or at first from codes near `start` [N, 2].
+    as in variational EM (Neal & Hinton 1998). The prior is narrowed to near `start` [N, 2], if any.
     """
     if codebook is None:
         likelihood, divergence = model.elbo(x)
@@ -80,30 +84,12 @@ def lessons(model, x, codebook=None, start=None):
         return total, total
     with torch.no_grad():
         table = codebook.log_likelihood(x)
-    if start is None:
-        mean, logvar = codebook.fit_posterior(table)
-        q = mean, logvar + math.log(SPREAD)
-    else:
-        q = start, torch.full_like(start, 2 * math.log(0.1))
-    likelihood, divergence = model.elbo(x, q)
+        if start is not None:
+            table -= 0.5 * (torch.cdist(start, torch.special.ndtr(codebook.codes)) / NEAR).square()
+    mean, logvar = codebook.fit_posterior(table)
+    likelihood, divergence = model.elbo(x, (mean, logvar + math.log(SPREAD)))
     loss = model.encoder.lesson(x, table) - likelihood.mean()
     return loss, (divergence - likelihood).mean()
-
-
-def ordered_codes(x):
-    """Ranks of images' first two principal components, as quantiles of the prior: [N, 2].
-
-    The usual start of a generative topographic mapping (Bishop, Svensen & Williams 1998).
-    """
-    centred = x - x.mean(0)
-    axes = torch.linalg.eigh((centred.T @ centred).double()).eigenvectors[:, [-1, -2]].float()
-    ranks = (centred @ (axes * axes.sum(0).sign())).argsort(0).argsort(0)
-    return torch.special.ndtri((ranks + 0.5) / len(x))
-
-
-def learning_rate(progress, highest):
-    """Linear warm-up, then half a cosine to zero; `progress` goes from 0 to 1."""
-    return highest * min(progress / WARMUP, 1) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def is_taught(model):
@@ -116,15 +102,15 @@ def make_optimizers(model):
     if not hasattr(torch.optim, "Muon"):
         raise InputError(f"PyTorch 2.9 or newer is needed, not {torch.__version__}; install it")
     muon, adam = [], []
-    encoder_share = ENCODER_SHARE if is_taught(model) else 1.0
-    for network, share in ((model.decoder, 1.0), (model.encoder, encoder_share)):
+    for network in (model.decoder, model.encoder):
         layers = [layer for layer in network.modules() if isinstance(layer, Layer)]
         hidden = [layer.weight for layer in layers[1:]]
         others = [p for p in network.parameters() if all(p is not matrix for matrix in hidden)]
-        muon.append({"params": hidden, "share": share})
+        share = ENCODER_SHARE if isinstance(network, Encoder) else 1.0
+        decay = 0.0 if network is model.decoder and is_taught(model) else WEIGHT_DECAY
+        muon.append({"params": hidden, "share": share, "weight_decay": decay})
         adam.append({"params": others, "share": share})
-    decay = 0.0 if is_taught(model) else WEIGHT_DECAY
-    muon = torch.optim.Muon(muon, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+    muon = torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.Adam(adam, fused=True)]
 
 
@@ -158,8 +144,7 @@ def restore(path, settings, model, optimizers):
     with explained(path, *DAMAGED):
         for name, value in settings.items():
             if contents["settings"][name] != value:
-                flag = "--data" if name == "training_images" else "--" + name.replace("_", "-")
-                problem = f"--resume: {path} was made with another {flag}"
+                problem = f"--resume: {path} was made with another --{name.replace('_', '-')}"
                 raise InputError(f"{problem}; give that, or leave out --resume to begin anew")
         saved = {}  # "a/b/name": tensor -> {"a/b": {"name": tensor}}
         for place, tensor in tensors.items():

@@ -11,7 +11,7 @@ import torch
 from common import PROJECT, digits, write_files, write_json
 
 import plots
-from evaluation import nearest_label
+from evaluation import NEIGHBOURS, nearest_label
 from models import REGIONS, SHIPPED, load_checkpoint
 
 SAMPLES = 20  # of q(z|x) per image, to tell the gap from its noise
@@ -24,6 +24,16 @@ def mean_bound(vae, x, q):
         draws = [torch.sub(*vae.elbo(part, gaussian)) for _ in range(SAMPLES)]
         bounds.append(torch.stack(draws).mean(0))
     return torch.cat(bounds)
+
+
+def style(x):
+    """How far each of images [N, 784] leans, and how much ink it has: [N, 2]."""
+    place = torch.arange(28.0)
+    ink = x.view(-1, 28, 28) / x.sum(1)[:, None, None]
+    rows, columns = ink.sum(2), ink.sum(1)
+    y, left = rows @ place, columns @ place
+    covariance = ((ink @ place) * place).sum(1) - y * left
+    return torch.stack([covariance / (rows @ place.square() - y.square()), x.mean(1)], 1)
 
 
 def draw_confusions(images, labels, predicted, pairs):
@@ -58,11 +68,15 @@ def main():
         for a, b in itertools.combinations(range(10), 2)
     }
     nearest = {"own": [], "another": []}  # distances to the nearest training code of such a digit
+    known_style, guessed_style = style(x), []
     for codes, digit in zip(mean.split(500), digit_of_test.split(500), strict=True):
         distance = torch.cdist(codes, known, compute_mode="donot_use_mm_for_euclid_dist")
         same = digit[:, None] == digit_of
+        neighbours = distance.topk(NEIGHBOURS, largest=False).indices
+        guessed_style.append(known_style[neighbours].mean(1))
         nearest["own"].append(distance.masked_fill(~same, torch.inf).amin(1))
         nearest["another"].append(distance.masked_fill(same, torch.inf).amin(1))
+    left = (torch.cat(guessed_style) - style(x_test)).square().mean(0)
     exact = vae.posterior(x_test)
     gap = mean_bound(vae, x_test, exact) - mean_bound(vae, x_test, (mean, logvar))
     places = [REGIONS * torch.special.ndtr(codes) for codes in (mean, exact[0])]
@@ -77,6 +91,7 @@ def main():
         "median_distance": {
             digit: torch.cat(parts).median().item() for digit, parts in nearest.items()
         },
+        "share_of_slant_and_ink_explained": (1 - left / style(x_test).var(0)).tolist(),
         "deviation_of_codes": mean.std(0).tolist(),
         "median_deviation_of_posterior": (0.5 * logvar).exp().median().item(),
         "right_region": right.float().mean().item(),

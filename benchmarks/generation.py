@@ -4,18 +4,19 @@
 
 For independent and for even draws of the prior: the classifier's mean confidence in its answer and
 the number of different digits, over the 20 images of each of 50 seeds. Seed 0 with even draws are
-the shipped images.
+the shipped images. The other models are those of training seeds 1 and 2.
 """
 
 from statistics import mean
 
 import torch
 from classifier import classifier
-from common import digits, write_json
+from common import PROJECT, digits, write_json
 
 from models import SHIPPED, draw_noise, load_checkpoint
 
 SEEDS, COUNT = 50, 20
+OTHERS = [PROJECT / f"benchmarks/runs/seed{seed}.safetensors" for seed in (1, 2)]
 
 
 @torch.no_grad()
@@ -37,13 +38,14 @@ def judge(network, decoder, draws):
 @torch.no_grad()
 def main():
     network, (x, labels) = classifier(), digits("test")
-    decoder = load_checkpoint(SHIPPED).decoder
+    decoder, *others = (load_checkpoint(path).decoder for path in (SHIPPED, *OTHERS))
     probabilities = torch.cat([network(part).softmax(1) for part in x.split(1000)])
     confidence, digit = probabilities.max(1)
     results = {
         "classifier_test_accuracy": (digit == labels).float().mean().item(),
         "confidence_in_test_images": confidence.mean().item(),
         **{draws: judge(network, decoder, draws) for draws in ("random", "even")},
+        "even_of_other_models": [judge(network, other, "even") for other in others],
     }
     write_json("generation", results)
 

@@ -136,10 +136,11 @@ def test_panels_say_when(monkeypatch):
         monkeypatch.setattr(plots, f"draw_{name}", draw)
     model.codes, model.decode, model.decoder = lambda x: x[:, :2], model.forward, slope()
     x = torch.rand(20, 784)
-    digits = SimpleNamespace(x_shown=x, x_test=x, test_labels=np.arange(20) % 10)
+    labels = np.arange(20) % 10
+    digits = SimpleNamespace(x_shown=x, x_test=x, test_labels=labels, which="test")
     views = {n: plots.snapshot(model, digits) for n in (20, 10, 2, 1, 0)}
     history = {"log": [{"train": {"L_tot": 1.0}}], "snapshots": views}
-    plots.draw(model, digits, history, 5, "test", all_figures=True)
+    plots.draw(model, digits, history, 5, all_figures=True)
     times = ["before training", "after 1 epoch", "after 2 epochs", "after 5 epochs"]
     assert list(drawn["scatter_epochs"]) == times
     assert list(drawn["reconstructions"]) == ["test images", *times[1:]]

@@ -141,7 +141,7 @@ def test_other_models_and_digits(tmp_path, tiny_mnist, mnist, monkeypatch, digit
     result = call(auto_encoder, *flags(tmp_path, path, epochs=1, **options))
     assert (result.status, result.stderr) == (0, "")
     assert LINE.fullmatch(result.stdout.splitlines()[0])
-    count = read_json(tmp_path)["settings"]["training_images"]["count"]
+    count = read_json(tmp_path)["settings"]["data"]["count"]
     held_out = {"table": f"{200 - count} held-out", "folder": "100 test"}.get(digits, "1 held-out")
     assert f"of the last {held_out} codes" in result.stdout
     assert digits != "table" or 155 <= count <= 165

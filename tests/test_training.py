@@ -12,6 +12,7 @@ import exact
 import training
 from data import as_input
 from models import REGIONS, VAE, AutoEncoder, Encoder
+from ordering import gradient_histograms, ordered_places, upright
 
 
 @pytest.fixture(scope="module")
@@ -105,16 +106,28 @@ def test_interpolation_of_parabolas():
     torch.testing.assert_close(gradient, known, rtol=0, atol=1e-8)
 
 
-def test_codes_in_order(images):
-    """Each coordinate is a permutation of the normal quantiles, ordered by a component."""
-    codes = training.ordered_codes(images).double().numpy()
-    quantiles = [NormalDist().inv_cdf((i + 0.5) / 250) for i in range(250)]
-    centred = (images - images.mean(0)).double().numpy()
-    components = centred @ np.linalg.svd(centred)[2][:2].T
-    for code, component in zip(codes.T, components.T, strict=True):
-        assert np.allclose(np.sort(code), quantiles, atol=1e-5)
-        ranks = component.argsort().argsort()
-        assert abs(np.corrcoef(ranks, code.argsort().argsort())[0, 1]) > 0.9999
+def test_codes_in_order(mnist):
+    """Neighbours on the map show the same digit, though no label was seen."""
+    x, labels = as_input(mnist.train_images[:3000].copy()), mnist.train_labels[:3000]
+    place = 27 * ordered_places(x, 0) - 0.5
+    assert (place - place.round()).abs().max() < 1e-3
+    assert -0.01 < place.min() < 1 < 25 < place.max() < 26.01
+    votes = np.zeros((27, 27, 10), int)
+    np.add.at(votes, (*place.round().long().T.numpy(), labels), 1)
+    around = sum(np.roll(votes, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1))
+    assert votes.max(2).sum() > 2700
+    assert np.take_along_axis(votes, (around - votes).argmax(2)[..., None], 2).sum() > 2500
+
+
+def test_features_of_the_map(mnist):
+    """Ink that leaned does so no more; a ramp's gradient points one way everywhere."""
+    images = upright(as_input(mnist.train_images[:200].copy())).double().numpy()
+    y, x = np.mgrid[:28, :28]
+    for image in images:
+        assert abs(np.cov(y.ravel(), x.ravel(), aweights=image.ravel())[0, 1]) < 1
+    for way, ramp in ((0, x), (2, y), (4, -x), (5, -x - y)):
+        histogram = gradient_histograms(torch.from_numpy(ramp[None] / 28)).view(8, 25)
+        assert torch.allclose(histogram[way], torch.tensor(0.2).double(), atol=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "latent_dim"), [(VAE, 2), (VAE, 3), (AutoEncoder, 2)])
