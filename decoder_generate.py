@@ -18,7 +18,6 @@ from errors import InputError
 from files import PROJECT, read_lines, replace_images, reserved, write_files
 from models import SHIPPED, draw_noise, load_checkpoint
 
-MAX_IMAGES = 10_000
 OUT, SHEET = PROJECT / "imgs_generated", PROJECT / "figures/generated.png"
 
 
@@ -31,7 +30,7 @@ def parse_arguments():
     add("--out", type=nonempty_path, metavar="DIR", default=OUT,
         help="folder for 00.png, 01.png, ...; older images of such names in it are replaced "
         "(default imgs_generated, and all on one sheet in figures/generated.png)")
-    add("--count", type=between(int, 1, MAX_IMAGES), metavar="N", default=20,
+    add("--count", type=between(int, 1, 10_000), metavar="N", default=20,
         help="how many images (default 20)")
     add("--seed", type=between(int, 0, 2**31 - 1), metavar="N", default=0,
         help="the same seed gives the same images (default 0)")

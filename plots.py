@@ -130,14 +130,15 @@ def draw_generated(images, codes, decoder):
     images, codes = np.asarray(images)[:50].reshape(-1, 784), np.asarray(codes)[:50]
     columns = max(5, math.ceil(math.sqrt(1.25 * len(images))))
     rows, label = math.ceil(len(images) / columns), 0.2 if codes.shape[1] < 3 else 0.5
-    heights = [(1.1 + label) * rows] + [5.3] * (codes.shape[1] == 2)  # inches
-    figure = _figure(1.1 * columns, sum(heights))
-    sheet, *below = figure.subfigures(len(heights), squeeze=False, height_ratios=heights).flat
+    height = (1.1 + label) * rows  # inches
+    widths = [1.1 * columns] + [max(height, 5.2)] * (codes.shape[1] == 2)
+    figure = _figure(sum(widths), max(height, *widths[1:], 0))
+    sheet, *beside = figure.subfigures(1, len(widths), squeeze=False, width_ratios=widths).flat
     _sheet(sheet, columns, [1, label] * rows, images, codes)
     disc = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "linewidth": 0.8}
     for i in range(len(images)):
         sheet.axes[i].text(2, 2, f"{i:02d}", bbox=disc, **SMALL)
-    for part in below:
+    for part in beside:
         axes = _map_axes(plane := plane_of(1.08 * codes), part.subplots())
         _show_map(axes, decoder, plane, alpha=0.3)
         for i, code in enumerate(codes):

@@ -35,7 +35,7 @@ def until(process, epoch):
 
 def test_stopped_in_every_way_and_resumed(tmp_path, tiny_mnist):
     """Another run is refused; after kill -9, Ctrl-C and kill -9 it ends as an unbroken one does."""
-    options = {"epochs": 5, "batch_size": 50, "validation": 50}
+    options = {"epochs": 4, "batch_size": 100, "validation": 50}
     folders = tmp_path / "broken", tmp_path / "whole"
     broken, whole = (flags(f, tiny_mnist, figures=f / "figures", **options) for f in folders)
     checkpoint = tmp_path / "broken/vae.safetensors"
@@ -52,16 +52,16 @@ def test_stopped_in_every_way_and_resumed(tmp_path, tiny_mnist):
     assert checkpoint.with_name(".vae.safetensors.lock").exists()
 
     second = start("auto_encoder.py", *broken, "--resume")
-    until(second, 2)
+    until(second, 1)
     second.send_signal(signal.SIGINT)
     _, stderr = second.communicate(timeout=60)
     assert second.returncode == 130
     saved = re.fullmatch(r"auto_encoder.py: interrupted after (\d+) epochs; .*--resume.*\n", stderr)
-    assert 3 <= load_checkpoint(checkpoint).metadata["epochs"] <= int(saved[1]) + 1
+    assert 2 <= load_checkpoint(checkpoint).metadata["epochs"] <= int(saved[1]) + 1
     assert not list(tmp_path.rglob(".*"))
 
     third = start("auto_encoder.py", *broken, "--resume")
-    until(third, 4)
+    until(third, 2)
     third.kill()
     third.communicate()
     assert call(auto_encoder, *broken, "--resume").status == 0
