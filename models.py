@@ -49,7 +49,7 @@ class Decoder(nn.Module):
 
     The MLP sees a code's quantiles, so that it has the same room for every share of the prior, and
     for other than two latents their sines and cosines, to learn fine detail (Tancik et al. 2020,
-    "Fourier features"); a map they would break into islands.
+    "Fourier features"). Two latents have the simpler decoder.
     """
 
     def __init__(self, latent_dim, widths):

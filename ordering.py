@@ -1,7 +1,6 @@
 """Where codes start, so that images that look alike are neighbours, found without labels.
 
-A self-organising map (Kohonen 1982) of gradient histograms. Training goes on from there, and so
-each digit keeps to few islands on the map of codes.
+A self-organising map (Kohonen 1982) of gradient histograms: it leaves each digit few islands.
 """
 
 import functools
@@ -23,9 +22,10 @@ def ordered_places(x, seed):
 
     The batch form of the map (Kohonen 2001, section 3.6), begun with two principal components.
     """
-    features = torch.cat([gradient_histograms(upright(part)) for part in x.split(250)])
-    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:SEEN]
-    seen = features[chosen.to(x.device)]
+    features = x.new_empty(len(x), 200)  # torch.cat of its parts would scatter them in memory
+    for own, part in zip(features.split(250), x.split(250), strict=True):
+        own.copy_(gradient_histograms(upright(part)))
+    seen = features[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:SEEN]]
     nodes = torch.cartesian_prod(middles(NODES), middles(NODES)).to(x.device)
     centred = seen - seen.mean(0)
     axes = torch.linalg.eigh((centred.T @ centred).double()).eigenvectors[:, [-1, -2]].float()

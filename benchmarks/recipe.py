@@ -1,6 +1,6 @@
 """The recipe of a well-known homework, and ours, on the same 2,000 training images.
 
-    python benchmarks/recipe.py     # about a minute on two cores; writes recipe.json
+    python benchmarks/recipe.py     # a few minutes on two cores; writes recipe.json
 
 The recipe: 784-512-256-32-256-512-784 with a sigmoid after every layer, binary cross-entropy,
 AdamW at 1e-3, batches of 64. Both train for 100 epochs on the first 2,000 training images and are

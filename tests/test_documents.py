@@ -1,7 +1,7 @@
 """The figures in the documents are those that the runs wrote: each, and no other.
 
-Every phrase with a figure is made here from the runs' JSON files and must stand in the document;
-what is left of the document without these phrases must not hold a decimal number.
+Each figure is made here from the runs' JSON files and must stand in the document, in the order that
+is given here; what is left of the document must not hold a decimal number.
 """
 
 import json
@@ -26,7 +26,20 @@ SPEED, ANALYSIS, GENERATION, MAP, QUADRATURE = (
     read_json(f"benchmarks/{name}.json")
     for name in ("speed", "analysis", "generation", "map", "quadrature")
 )
+ABLATION, PEERS, RECIPE = (
+    read_json(f"benchmarks/{name}.json") for name in ("ablation", "peers", "recipe")
+)
+OTHERS = {name: read_json(f"benchmarks/runs/{name}.json") for name in ("latent20", "ae32")}
 GRIDS = {grid["side"]: grid["log_likelihood"] for grid in QUADRATURE}
+
+
+SHORT = (  # rows of the report's table
+    "default",
+    "plain Gaussian network",
+    "no start in order",
+    "start from principal components",
+    "with sines and cosines",
+)
 
 
 def tot(run, which="test"):
@@ -43,11 +56,21 @@ def both(name, figure, form=".2f"):
     return {name: f"{figures[0]:{form}}", f"{name}_seeds": spread(figures, form)}
 
 
+def ablation_rows(names):
+    form = "| {name} | {L_tot:.2f} | {exact:.2f} | {knn:.1f} | {islands} | {share_of_largest:.2f} |"
+    rows = [{"name": name, **ABLATION[name]} for name in names]
+    for row in rows:
+        row["knn"] = 100 * row["knn_accuracy"]
+    return "\n".join(form.format(**row) for row in rows)
+
+
 def figures():
     """All figures that the documents may show, as they show them: {name: text}."""
     results, versions = DEFAULT["results"], DEFAULT["versions"]
     even, random = GENERATION["even"], GENERATION["random"]
     maps = list(MAP.values())
+    judged = [even, *GENERATION["even_of_other_models"]]
+    peer = "| Pythae's {} with its defaults, 10 epochs | {:.2f} | {:.1f} | {:.1f} |"
     divergence = results["test"]["L_divergence"]
     products = SPEED["milliseconds_of_products_as_multiplied"]
     digits = sorted(ANALYSIS["accuracy_of_digit"].items(), key=lambda pair: pair[1])
@@ -69,6 +92,16 @@ def figures():
         "training": f"{DEFAULT['training_seconds']:.0f}",
         "total": f"{DEFAULT['total_seconds']:.0f}",
         "confidence": f"{100 * even['mean_confidence']:.1f}",
+        "confidence_seeds": f"{100 * mean(part['mean_confidence'] for part in judged):.1f}",
+        "ablation": ablation_rows(ABLATION),
+        "ablation_short": ablation_rows(SHORT),
+        "peers": "\n".join(
+            peer.format(name, row["L_tot"], 100 * row["knn_accuracy"], row["seconds"])
+            for name, row in PEERS.items()
+        ),
+        "recipe": f"{RECIPE['recipe']['nats']:.2f}",
+        "recipe_ours": f"{RECIPE['ours']['nats']:.2f}",
+        **{name: f"{tot(run):.2f}" for name, run in OTHERS.items()},
         "confidence_random": f"{100 * random['mean_confidence']:.1f}",
         "confidence_real": f"{100 * GENERATION['confidence_in_test_images']:.1f}",
         "classifier": f"{100 * GENERATION['classifier_test_accuracy']:.2f}",
@@ -78,16 +111,19 @@ def figures():
         "islands": f"{mean(m['islands'] for m in maps):.1f}",
         "islands_each": ", ".join(str(m["islands"]) for m in maps),
         "share": f"{mean(m['share_of_largest'] for m in maps):.2f}",
+        "share_percent": f"{100 * mean(m['share_of_largest'] for m in maps):.0f}",
         "unsure": f"{100 * mean(m['share_below_90_percent'] for m in maps):.1f}",
         "quadrature": f"{abs(GRIDS[324] - GRIDS[648]):.4f}",
         "errors": f"{ANALYSIS['errors']}",
         "pairs": ", ".join(pairs),
-        "best_digit": f"digit {digits[-1][0]} with {100 * digits[-1][1]:.1f} %",
-        "worst_digit": f"digit {digits[0][0]} with {100 * digits[0][1]:.1f} %",
+        "best_digit": f"{digits[-1][0]} ({100 * digits[-1][1]:.1f} %)",
+        "worst_digit": f"{digits[0][0]} ({100 * digits[0][1]:.1f} %)",
         "own": f"{ANALYSIS['median_distance']['own']:.4f}",
         "another": f"{ANALYSIS['median_distance']['another']:.2f}",
         "deviations": " and ".join(f"{d:.2f}" for d in ANALYSIS["deviation_of_codes"]),
         "width": f"{ANALYSIS['median_deviation_of_posterior']:.3f}",
+        "slant": f"{100 * ANALYSIS['share_of_slant_and_ink_explained'][0]:.0f}",
+        "ink": f"{100 * ANALYSIS['share_of_slant_and_ink_explained'][1]:.0f}",
         "region": f"{100 * ANALYSIS['right_region']:.1f}",
         "gap_right": f"{ANALYSIS['gap_in_right_region']:.2f}",
         "gap_wrong": f"{ANALYSIS['gap_in_wrong_region']:.2f}",
@@ -104,95 +140,52 @@ def figures():
         "step_share": f"{100 * products / SPEED['milliseconds_a_step']:.0f}",
         "memory": f"{SPEED['peak_memory_MB']}",
     }
-    for epoch in (0, 1, len(DEFAULT["log"]) - 1):
+    for epoch in (0, 1, 19):
         named[f"epoch{epoch}"] = f"epoch {epoch}: {format_elbo(DEFAULT['log'][epoch]['train'])}"
     return named
 
 
-FRAGMENTS = {  # of the documents, with the names of figures
-    "README.md": [
-        "machine (AVX-512), PyTorch {torch}. Choice",
-        "BO, **trained encoder** | **{tot}** nats per image (seeds 0 to 2: {tot_seeds}",
-        "or instead, the yardstick | {exact} ({exact_seeds}",
-        "ation gap, the difference | {gap} ({gap_seeds}",
-        "cy of the last 1000 codes | {knn} % ({knn_seeds}",
-        "ifier in generated images | {confidence} %, {kinds}",
-        "| time | {training} s of training, {total}",
-    ],
-    "Report.md": [
-        "| versions | Python {python}, PyTorch {torch}, torchvision 0.29.2, NumPy {numpy}",
-        "e (AVX-512), Linux, no GPU: {training} s of training, {total}",
-        "encoder reaches an L_tot of {tot}; the exact posterior, the yardstick, reaches {exact}",
-        ". The difference, {gap} nats, i",
-        "L_tot, trained encoder | **{tot}** | {tot_seeds}",
-        "| L_tot, exact posterior | {exact} | {exact_seeds}",
-        "| amortisation gap | {gap} | {gap_seeds}",
-        "kelihood, trained encoder | {likelihood} | {likelihood_seeds}",
-        "vergence, trained encoder | {divergence} | {divergence_seeds}",
-        "g p(x), grey-scale, exact | {grey} | {grey_seeds}",
-        "og p(x), binarized, exact | {binarized} | {binarized_seeds}",
-        "of the last 1000 codes, % | {knn} | {knn_seeds}",
-        "0 hidden units, 10 epochs | {conventional} | {conventional_seconds}",
-        "until it is below that | | {sooner_seconds} |",
-        "00 test codes the k-NN errs {errors} times, most often between {pairs}",
-        ". Best is {best_digit}, worst {worst_digit}. The median test code lies {own}",
-        "g code of its own digit and {another} from th",
-        ". The codes' deviations are {deviations}, close",
-        "ior's 1. An L_divergence of {divergence} nats is {bits}",
-        "de singles out one of about {shares} equal s",
-        "peak, or one beside it, for {region} % of th",
-        "images. There its L_tot is {gap_right} nats ab",
-        "for the other images it is {gap_wrong} nats.",
-        "**The map.** A classifier ({classifier} % on th",
-        "of 81 x 81 codes. They form {islands} islands (mean of three seeds), and {share}",
-        "largest of each digit. For {unsure} % of th",
-        "sifier's mean confidence is {confidence} % (real test images: {confidence_real}",
-        "%), and they show {kinds} differe",
-        "rage; the shipped ones show {kinds_shipped}.",
-        "L_tot of training images is {overfit} nats be",
-    ],
-    "benchmarks/README.md": [
-        "t16) without a GPU, PyTorch {torch}. L_tot",
-        "| L_tot, trained encoder | {tot} | {tot_seeds}",
-        "| L_tot, exact posterior | {exact} | {exact_seeds}",
-        "| amortisation gap | {gap} | {gap_seeds}",
-        "| log p(x), grey-scale | {grey} | {grey_seeds}",
-        "| log p(x), binarized | {binarized} | {binarized_seeds}",
-        "of the last 1000 codes, % | {knn} | {knn_seeds}",
-        "the same bytes (test L_tot {threads1}).",
-        "area. Seeds 0, 1 and 2 have {islands_each} islands. {share}",
-        "t island of each digit. For {unsure} % of th",
-        "The classifier has {classifier} % accur",
-        "eeds its mean confidence is {confidence} %, and {confidence_random}",
-        "For real test images it is {confidence_real} %. The 20 images show {kinds}",
-        "ifferent digits on average, {kinds_random} if draw",
-        "nts reaches a test L_tot of {conventional} after {conventional_seconds}",
-        "h the trained encoder after {sooner_seconds} s, {sooner}",
-        "oner. A training step takes {step} ms. Its",
-        "x products alone would take {step_float32} ms in float32 and take {step_products}",
-        "loat16, so the step runs at {step_share} % of their speed. Peak memory is {memory}",
-        "ver the test set changes by {quadrature} nats.",
-        "-157.01 L_divergence 4.46 | {epoch0} |",
-        "-155.26 L_divergence 5.47 | {epoch1} |",
-        "-122.03 L_divergence 7.25 | {epoch19} |",
-        "On the test set ours end at {tot}.",
-    ],
-    "tests/README.md": [],
-    "figures/README.md": [],
+ORDER = {  # the figures in each document, by their names above, as they stand there
+    "README.md": """
+        torch tot tot_seeds exact exact_seeds gap gap_seeds knn knn_seeds confidence kinds
+        training total share_percent
+    """,
+    "Report.md": """
+        python torch numpy training total tot exact gap tot tot_seeds exact exact_seeds gap
+        gap_seeds grey grey_seeds binarized binarized_seeds knn knn_seeds conventional
+        conventional_seconds peers sooner_seconds tot knn training ablation_short errors pairs
+        best_digit worst_digit own another slant ink divergence bits shares region gap_right
+        gap_wrong classifier islands share unsure confidence confidence_seeds confidence_real
+        kinds kinds_random kinds_shipped overfit
+    """,
+    "benchmarks/README.md": """
+        torch tot tot_seeds exact exact_seeds gap gap_seeds grey grey_seeds binarized
+        binarized_seeds knn knn_seeds threads1 islands_each share unsure classifier confidence
+        confidence_random confidence_seeds confidence_real kinds kinds_random ablation
+        conventional conventional_seconds sooner_seconds sooner step step_float32 step_products
+        step_share memory quadrature peers epoch0 epoch1 epoch19 tot ae32 latent20 recipe
+        recipe_ours
+    """,
+    "tests/README.md": "",
+    "figures/README.md": "",
 }
 CONSTANTS = {  # figures that no run here wrote: versions, settings, and what others report
     "README.md": [
         "Python 3.10",
-        "about 5.5 GB",
+        "5.5 GB",
         "CC BY-SA 3.0",
     ],
     "Report.md": [
         "torchvision 0.29.2",
         "matplotlib 3.11.2",
         "rate 0.005 (encoder 0.003)",
+        "weight decay 0.4",
+        "0.1 times",
+        "0.2 % of the area",
     ],
     "benchmarks/README.md": [
         "at least 0.2 % of the area",
+        "Pythae 0.1.2",
         "epoch 0: L_tot 161.47 L_likelihood -157.01 L_divergence 4.46",
         "epoch 1: L_tot 160.73 L_likelihood -155.26 L_divergence 5.47",
         "epoch 59: L_tot 129.28 L_likelihood -122.03 L_divergence 7.25",
@@ -200,17 +193,18 @@ CONSTANTS = {  # figures that no run here wrote: versions, settings, and what ot
 }
 
 
-@pytest.mark.parametrize("name", FRAGMENTS)
+@pytest.mark.parametrize("name", ORDER)
 def test_every_figure_is_from_a_run(name):
-    text = (PROJECT / name).read_text(encoding="utf-8")
-    known = figures()
-    phrases = [phrase.format(**known) for phrase in FRAGMENTS[name]] + CONSTANTS.get(name, [])
-    assert not [phrase for phrase in phrases if phrase not in text]
-    covered = set()
-    for phrase in phrases:
-        for found in re.finditer(re.escape(phrase), text):
-            covered.update(range(*found.span()))
-    left = "".join(" " if place in covered else letter for place, letter in enumerate(text))
+    text, known, place, left = (PROJECT / name).read_text(encoding="utf-8"), figures(), 0, ""
+    for figure in ORDER[name].split():
+        whole = rf"(?<![\d.]){re.escape(known[figure])}(?!\d|\.\d)"
+        found = re.compile(whole).search(text, place)
+        assert found, f"{figure}: {known[figure]} is not where it should be"
+        left, place = left + text[place : found.start()], found.end()
+    left += text[place:]
+    for constant in CONSTANTS.get(name, []):
+        assert constant in left
+        left = left.replace(constant, "")
     assert not re.findall(r".{0,40}\d\.\d.{0,20}", left)
 
 
