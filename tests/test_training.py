@@ -23,9 +23,9 @@ def images(mnist):
 
 @pytest.fixture(scope="module")
 def taught(images):
-    """A VAE that saw 250 images 30 times."""
+    """A VAE that saw 250 images 20 times."""
     torch.manual_seed(0)
-    vae, x = VAE(2, (256, 256), (128, 128)), images.repeat(30, 1)
+    vae, x = VAE(2, (256, 256), (128, 128)), images.repeat(20, 1)
     settings = {"seed": 0, "epochs": 1, "batch_size": 50, "lr": 5e-3}
     training.train_epoch(vae, training.make_optimizers(vae), x, {"test": images}, 0, settings)
     return vae.eval()
