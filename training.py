@@ -20,7 +20,7 @@ warnings.filterwarnings("ignore", message="Please use the new API settings")  # 
 
 RATES = {True: 5e-3, False: 3e-3}  # the highest learning rate, by is_taught
 RESUME_FORMAT = "mnist-auto-encoder-resume-5"
-WEIGHT_DECAY = 0.4  # of hidden matrices, unless the exact posterior is there to learn from
+WEIGHT_DECAY = 0.4  # of hidden matrices, but not of a decoder that the exact posterior teaches
 ENCODER_SHARE = 0.6  # of the learning rate, for an encoder that is taught
 WARMUP = 0.05  # share of the steps in which the learning rate rises
 ORDERED = 3  # epochs, at first, in which codes stay near where `ordered_places` puts them,
