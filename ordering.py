@@ -42,8 +42,8 @@ def upright(x):
     """Images [N, 28, 28], of x [N, 784], sheared so that ink does not lean to either side."""
     images, place = x.view(-1, 28, 28), torch.linspace(-1, 1, 28, device=x.device)
     ink = images / images.sum((1, 2), keepdim=True).clamp_min(1)
-    row, height = ink.sum(2) @ place, (ink.sum(2) @ place.square())
-    height = (height - row.square()).clamp_min(1e-3)
+    row = ink.sum(2) @ place
+    height = (ink.sum(2) @ place.square() - row.square()).clamp_min(1e-3)
     slant = ((ink @ place * place).sum(1) - row * (ink.sum(1) @ place)) / height
     shear = torch.eye(2, 3, device=x.device).repeat(len(x), 1, 1)
     shear[:, 0, 1], shear[:, 0, 2] = slant, -slant * row

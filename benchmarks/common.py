@@ -11,6 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import MNIST, as_input, load_digits
 from files import PROJECT, write_files
 
+OTHERS = [PROJECT / f"benchmarks/runs/seed{seed}.safetensors" for seed in (1, 2)]  # more models
+
 
 def digits(split):
     """Images float32 [N, 784] in [0, 1] and labels int64 [N], both tensors."""

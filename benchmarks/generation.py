@@ -11,12 +11,11 @@ from statistics import mean
 
 import torch
 from classifier import classifier
-from common import PROJECT, digits, write_json
+from common import OTHERS, digits, write_json
 
 from models import SHIPPED, draw_noise, load_checkpoint
 
 SEEDS, COUNT = 50, 20
-OTHERS = [PROJECT / f"benchmarks/runs/seed{seed}.safetensors" for seed in (1, 2)]
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from collections import Counter
 
 import torch
 from classifier import classifier
-from common import PROJECT, write_json
+from common import OTHERS, write_json
 
 from exact import SIDE, decode_plane
 from models import SHIPPED, load_checkpoint
@@ -54,9 +54,8 @@ def figures(decoder, network):
 
 
 def main():
-    seeds = [PROJECT / f"benchmarks/runs/seed{seed}.safetensors" for seed in (1, 2)]
     network, results = classifier(), {}
-    for path in sys.argv[1:] or [SHIPPED, *seeds]:
+    for path in sys.argv[1:] or [SHIPPED, *OTHERS]:
         results[str(path).rpartition("/")[2]] = figures(load_checkpoint(path).decoder, network)
     if sys.argv[1:]:
         print(results)
