@@ -23,7 +23,7 @@ DECODER = (256, 256, 256, 256, 512)  # the decoder's hidden layers, code side fi
 REGIONS = 27  # a side, into which the encoder of two latents cuts the plane; SIDE is a multiple
 READ = 64  # numbers from which a region reads the place inside it
 SHIPPED = PROJECT / "checkpoints/vae.safetensors"
-CHECKPOINT_FORMAT = "mnist-auto-encoder-4"
+CHECKPOINT_FORMAT = "mnist-auto-encoder-5"
 
 
 class Layer(nn.Linear):
@@ -48,22 +48,20 @@ class Decoder(nn.Module):
     """Codes [N, latent_dim] -> logits of the pixels' Bernoulli means, [N, 784].
 
     The MLP sees a code's quantiles, so that it has the same room for every share of the prior, and
-    for other than two latents their sines and cosines, to learn fine detail (Tancik et al. 2020,
-    "Fourier features"). Two latents have the simpler decoder.
+    their sines and cosines, to learn fine detail (Tancik et al. 2020, "Fourier features").
     """
 
     def __init__(self, latent_dim, widths):
         super().__init__()
         self.latent_dim = latent_dim
-        self.frequencies = () if latent_dim == 2 else (0.5, 1.0)
-        self.net = mlp(latent_dim * (1 + 2 * len(self.frequencies)), *widths, PIXELS)
+        self.net = mlp(5 * latent_dim, *widths, PIXELS)
         # What `sample` draws from: the prior, until an AutoEncoder puts its own codes' spread here.
         self.register_buffer("mean", torch.zeros(latent_dim))
         self.register_buffer("factor", torch.eye(latent_dim))
 
     def forward(self, z):
         place = 4 * torch.erf(z / math.sqrt(2))
-        waves = [wave(f * place) for f in self.frequencies for wave in (torch.sin, torch.cos)]
+        waves = [wave(f * place) for f in (0.5, 1.0) for wave in (torch.sin, torch.cos)]
         return self.net(torch.cat([place, *waves], dim=1))
 
     def sample(self, noise):
@@ -117,9 +115,9 @@ class Encoder(nn.Module):
     def lesson(self, x, table):
         """The loss of a lesson by Bayes' rule; `table` is log p(x|z) at a codebook's nodes, [N, G].
 
-        The region is learnt by cross-entropy from the posterior's share of each, as a classifier
-        does not average over peaks; the place inside the likeliest by the ELBO, whose likelihood
-        is read off the table, so that it costs no pass through the decoder.
+        The region is learnt by cross-entropy from the posterior's share of each, smoothed (Szegedy
+        et al. 2016), as a classifier does not average over peaks; the place inside the likeliest by
+        the ELBO, whose likelihood is read off the table, so that it costs no pass of the decoder.
         """
         side = math.isqrt(table.shape[1])
         nodes = table.softmax(1).view(-1, 1, side, side)
@@ -130,7 +128,8 @@ class Encoder(nn.Module):
         both = [exact.interpolate(table, mean + sign * noise) for sign in (1, -1)]
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1)
         place_loss = (divergence - sum(both) / 2).mean()
-        return F.cross_entropy(self.region(features), shares) + 0.1 * place_loss
+        region_loss = F.cross_entropy(self.region(features), shares, label_smoothing=0.2)
+        return region_loss + 0.1 * place_loss
 
 
 class AutoEncoder(nn.Module):

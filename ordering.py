@@ -22,9 +22,7 @@ def ordered_places(x, seed):
 
     The batch form of the map (Kohonen 2001, section 3.6), begun with two principal components.
     """
-    features = x.new_empty(len(x), 200)  # torch.cat of its parts would scatter them in memory
-    for own, part in zip(features.split(250), x.split(250), strict=True):
-        own.copy_(gradient_histograms(upright(part)))
+    features = torch.cat([gradient_histograms(upright(part)) for part in x.split(100)])
     seen = features[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:SEEN]]
     nodes = torch.cartesian_prod(middles(NODES), middles(NODES)).to(x.device)
     centred = seen - seen.mean(0)
@@ -32,8 +30,10 @@ def ordered_places(x, seed):
     place = centred @ axes
     nearest = torch.cdist(torch.special.ndtr(place / place.std(0)), nodes).argmin(1)
     for radius in RADII:
-        weights = torch.exp(-0.5 * (torch.cdist(nodes, nodes) / radius).square())[:, nearest]
-        prototypes = weights @ seen / weights.sum(1, keepdim=True).clamp_min(1e-30)
+        sums = seen.new_zeros(len(nodes), 200).index_add_(0, nearest, seen)
+        counts = nearest.bincount(minlength=len(nodes)).float()[:, None]
+        weights = torch.exp(-0.5 * (torch.cdist(nodes, nodes) / radius).square())
+        prototypes = weights @ sums / (weights @ counts).clamp_min(1e-30)
         nearest = torch.cdist(seen, prototypes).argmin(1)
     return nodes[torch.cdist(features, prototypes).argmin(1)]
 
@@ -56,8 +56,10 @@ def gradient_histograms(images):
 
     [N, 200] of length 1: histograms of oriented gradients (Dalal & Triggs 2005).
     """
-    down, right = torch.gradient(images, dim=(1, 2))
-    ways = torch.arange(8, device=images.device).view(8, 1, 1, 1)
-    turn = (torch.atan2(down, right) * 4 / torch.pi - ways + 4) % 8 - 4
-    shares = (1 - turn.abs()).clamp_min(0) * torch.hypot(down, right)  # split between two ways
-    return F.normalize(F.avg_pool2d(shares.transpose(0, 1), 8, 5).flatten(1))
+    down, right = (part[:, None] for part in torch.gradient(images, dim=(1, 2)))
+    turn, length = torch.atan2(down, right) * 4 / torch.pi, torch.hypot(down, right)
+    way = turn.floor().long()
+    after = (turn - way) * length  # split between two ways
+    shares = images.new_zeros(len(images), 8, 28, 28).scatter_(1, way % 8, length - after)
+    shares.scatter_add_(1, (way + 1) % 8, after)
+    return F.normalize(F.avg_pool2d(shares, 8, 5).flatten(1))

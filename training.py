@@ -11,20 +11,20 @@ from tqdm import tqdm
 
 from errors import InputError, explained
 from evaluation import mean_elbo
-from exact import decode_plane
+from exact import SIDE, decode_plane
 from models import VAE, Encoder, Layer
-from ordering import ordered_places
+from ordering import NODES, ordered_places
 from tensor_files import DAMAGED, read_tensors, tensor_bytes
 
 warnings.filterwarnings("ignore", message="Please use the new API settings")  # PyTorch 2.9 alone
 
 RATES = {True: 5e-3, False: 3e-3}  # the highest learning rate, by is_taught
-RESUME_FORMAT = "mnist-auto-encoder-resume-5"
-WEIGHT_DECAY = 0.4  # of hidden matrices, but not of a decoder that the exact posterior teaches
-ENCODER_SHARE = 0.6  # of the learning rate, for an encoder that is taught
+RESUME_FORMAT = "mnist-auto-encoder-resume-6"
+# Of decoder and encoder: a share of that rate, weight decay of hidden matrices, of other weights.
+PACES = {True: ((1.0, 0.0, 0.0), (0.6, 0.7, 0.7)), False: ((1.0, 0.4, 0.0), (1.0, 0.4, 0.0))}
 WARMUP = 0.05  # share of the steps in which the learning rate rises
-ORDERED = 3  # epochs, at first, in which codes stay near where `ordered_places` puts them,
-NEAR = 0.05  # with this deviation, as a share of a side of the plane of quantiles
+ORDERED = 3  # epochs, at first, in which codes stay near where `ordered_places` puts them, on
+NEAR = 0.05  # its coarse grid; with this deviation, as a share of a side of the plane of quantiles
 SPREAD = 2.0  # of the decoder's codes, times the posterior's variance: larger islands on the map
 REFRESH = 50  # steps between two codebooks; the decoder moves little in between
 SAMPLED = 10_000  # training images for the figures, and to whose codes an AutoEncoder fits samples
@@ -54,7 +54,7 @@ def train_epoch(model, optimizers, x, watched, epoch, settings):
         for group in itertools.chain(*(optimizer.param_groups for optimizer in optimizers)):
             group["lr"] = group["share"] * lr
         if step % REFRESH == 0 and taught:
-            codebook = decode_plane(model.decoder)
+            codebook = decode_plane(model.decoder, SIDE if start is None else NODES)
         loss, total = lessons(model, x[batch], codebook, None if start is None else start[batch])
         model.zero_grad()
         loss.backward()
@@ -98,20 +98,18 @@ def is_taught(model):
 
 
 def make_optimizers(model):
-    """Muon (Jordan et al. 2024) for the hidden layers' matrices, as it advises; Adam for others."""
+    """Muon (Jordan et al. 2024) for hidden layers' matrices, as it advises; AdamW for others."""
     if not hasattr(torch.optim, "Muon"):
         raise InputError(f"PyTorch 2.9 or newer is needed, not {torch.__version__}; install it")
     muon, adam = [], []
-    for network in (model.decoder, model.encoder):
-        layers = [layer for layer in network.modules() if isinstance(layer, Layer)]
-        hidden = [layer.weight for layer in layers[1:]]
+    for network, pace in zip((model.decoder, model.encoder), PACES[is_taught(model)], strict=True):
+        share, hidden_decay, decay = pace
+        hidden = [layer.weight for layer in network.modules() if isinstance(layer, Layer)][1:]
         others = [p for p in network.parameters() if all(p is not matrix for matrix in hidden)]
-        share = ENCODER_SHARE if isinstance(network, Encoder) else 1.0
-        decay = 0.0 if network is model.decoder and is_taught(model) else WEIGHT_DECAY
-        muon.append({"params": hidden, "share": share, "weight_decay": decay})
-        adam.append({"params": others, "share": share})
+        muon.append({"params": hidden, "share": share, "weight_decay": hidden_decay})
+        adam.append({"params": others, "share": share, "weight_decay": decay})
     muon = torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.Adam(adam, fused=True)]
+    return [muon, torch.optim.AdamW(adam, fused=True)]
 
 
 def best_epoch(log):
@@ -156,6 +154,5 @@ def restore(path, settings, model, optimizers):
             indices = [index for group in fresh["param_groups"] for index in group["params"]]
             fresh["state"] = {index: saved[f"optimizer/{number}/{index}"] for index in indices}
             optimizer.load_state_dict(fresh)
-        epochs = [place.split("/")[1] for place in saved if place.startswith("snapshot/")]
-        snapshots = {int(number): saved[f"snapshot/{number}"] for number in epochs}
+        snapshots = {int(k.split("/")[1]): s for k, s in saved.items() if k.startswith("snapshot/")}
         return {"log": contents["log"], "snapshots": snapshots, "best": saved["best"]}

@@ -8,6 +8,7 @@ Trains on the first 55,000 training images for 10 epochs, on one thread, and eva
 """
 
 import contextlib
+import math
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -29,13 +30,15 @@ from models import VAE
 EPOCHS, TRAINED = 10, 55_000
 
 
-class WavyDecoder(models.Decoder):
-    """It also sees sines and cosines, as with more latents."""
+class PlainDecoder(models.Decoder):
+    """It sees the quantiles only."""
 
     def __init__(self, latent_dim, widths):
         super().__init__(latent_dim, widths)
-        self.frequencies = (0.5, 1.0)
-        self.net = models.mlp(5 * latent_dim, *widths, models.PIXELS)
+        self.net = models.mlp(latent_dim, *widths, models.PIXELS)
+
+    def forward(self, z):
+        return self.net(4 * torch.erf(z / math.sqrt(2)))
 
 
 def gaussian_network(vae, widths):
@@ -50,13 +53,13 @@ def principal_components(x, seed):
 
 
 def adam_only(vae):
-    shares = ((vae.decoder, 1.0), (vae.encoder, training.ENCODER_SHARE))
-    groups = [{"params": list(part.parameters()), "share": share} for part, share in shares]
-    return [torch.optim.Adam(groups, fused=True)]
-
-
-def coarser(decoder, side=54, decode_plane=exact.decode_plane):
-    return decode_plane(decoder, side)
+    groups = [
+        {"params": list(network.parameters()), "share": share, "weight_decay": decay}
+        for network, (share, _, decay) in zip(
+            (vae.decoder, vae.encoder), training.PACES[True], strict=True
+        )
+    ]
+    return [torch.optim.AdamW(groups, fused=True)]
 
 
 def with_augmentation(vae, x, table, lesson=models.Encoder.lesson):
@@ -83,8 +86,8 @@ def augment(x):
 CODEBOOK = []  # the one in use, for `with_augmentation`
 
 
-def kept_codebook(decoder, decode_plane=exact.decode_plane):
-    CODEBOOK[:] = [decode_plane(decoder)]
+def kept_codebook(decoder, side=exact.SIDE, decode_plane=exact.decode_plane):
+    CODEBOOK[:] = [decode_plane(decoder, side)]
     return CODEBOOK[0]
 
 
@@ -99,12 +102,12 @@ VARIANTS = {  # name: what stands in for attributes of modules and classes
     "no start in order": [(training, "ordered_places", lambda x, seed: None)],
     "start from principal components": [(training, "ordered_places", principal_components)],
     "codes as wide as the posterior": [(training, "SPREAD", 1.0)],
-    "with sines and cosines": [(models, "Decoder", WavyDecoder)],
+    "no sines and cosines": [(models, "Decoder", PlainDecoder)],
     "9 x 9 regions": [(models, "REGIONS", 9)],
-    "81 x 81 regions": [(models, "REGIONS", 81)],
+    "81 x 81 regions": [(models, "REGIONS", 81), (training, "NODES", 81)],
     "half augmented": AUGMENTED,
-    "Adam for all, no Muon": [(training, "make_optimizers", adam_only)],
-    "grid of 54 x 54 codes": [(training, "decode_plane", coarser)],
+    "AdamW for all, no Muon": [(training, "make_optimizers", adam_only)],
+    "grid of 54 x 54 codes": [(training, "SIDE", 54)],
     "float32 products": [NO_MATMUL],
 }
 
