@@ -22,7 +22,9 @@ def ordered_places(x, seed):
 
     The batch form of the map (Kohonen 2001, section 3.6), begun with two principal components.
     """
-    features = torch.cat([gradient_histograms(upright(part)) for part in x.split(100)])
+    features = x.new_empty(len(x), 200)  # torch.cat of its parts would scatter them in memory
+    for own, part in zip(features.split(100), x.split(100), strict=True):
+        own.copy_(gradient_histograms(upright(part)))
     seen = features[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:SEEN]]
     nodes = torch.cartesian_prod(middles(NODES), middles(NODES)).to(x.device)
     centred = seen - seen.mean(0)
@@ -60,6 +62,6 @@ def gradient_histograms(images):
     turn, length = torch.atan2(down, right) * 4 / torch.pi, torch.hypot(down, right)
     way = turn.floor().long()
     after = (turn - way) * length  # split between two ways
-    shares = images.new_zeros(len(images), 8, 28, 28).scatter_(1, way % 8, length - after)
-    shares.scatter_add_(1, (way + 1) % 8, after)
+    shares = images.new_zeros(len(images), 8, 28, 28).scatter_(1, way & 7, length - after)
+    shares.scatter_add_(1, (way + 1) & 7, after)
     return F.normalize(F.avg_pool2d(shares, 8, 5).flatten(1))
