@@ -21,7 +21,7 @@ from common import PROJECT, digits, write_json
 
 from exact import SIDE
 from models import PIXELS, VAE, Layer
-from training import REFRESH, make_optimizers, train_epoch
+from training import ORDERED, REFRESH, make_optimizers, train_epoch
 
 
 def run_script(*command):
@@ -83,10 +83,13 @@ def share_of_the_floor(batch=256, steps=200):
     x = digits("train")[0][: batch * steps]
     vae = VAE()
     optimizers = make_optimizers(vae)
-    settings = {"seed": 0, "batch_size": batch, "epochs": 2, "lr": 1e-3}
-    train_epoch(vae, optimizers, x[: 20 * batch], {"test": x[:1]}, 0, settings)
-    few = train_epoch(vae, optimizers, x[: 40 * batch], {"test": x[:1]}, 1, settings)
-    whole = train_epoch(vae, optimizers, x, {"test": x[:1]}, 1, settings)
+    settings = {"seed": 0, "batch_size": batch, "epochs": ORDERED + 1, "lr": 1e-3}
+
+    def trained(images):  # for an epoch after those on the coarse grid
+        return train_epoch(vae, optimizers, images, {"test": x[:1]}, ORDERED, settings)
+
+    trained(x[: 20 * batch])
+    few, whole = trained(x[: 40 * batch]), trained(x)
     step = (whole["seconds"] - few["seconds"]) / (steps - 40)
 
     def floor():
