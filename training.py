@@ -23,8 +23,8 @@ RESUME_FORMAT = "mnist-auto-encoder-resume-6"
 # Of decoder and encoder: a share of that rate, weight decay of hidden matrices, of other weights.
 PACES = {True: ((1.0, 0.0, 0.0), (0.6, 0.7, 0.7)), False: ((1.0, 0.4, 0.0), (1.0, 0.4, 0.0))}
 WARMUP = 0.05  # share of the steps in which the learning rate rises
-ORDERED = 3  # epochs, at first, in which codes stay near where `ordered_places` puts them, on
-NEAR = 0.05  # its coarse grid; with this deviation, as a share of a side of the plane of quantiles
+ORDERED = 3  # epochs, at first, on the map's coarse grid; codes stay near their `ordered_places`,
+NEAR = 0.05  # with this deviation, as a share of a side of the plane of quantiles
 SPREAD = 2.0  # of the decoder's codes, times the posterior's variance: larger islands on the map
 REFRESH = 50  # steps between two codebooks; the decoder moves little in between
 SAMPLED = 10_000  # training images for the figures, and to whose codes an AutoEncoder fits samples
