@@ -35,7 +35,7 @@ def until(process, epoch):
 
 def test_stopped_in_every_way_and_resumed(tmp_path, tiny_mnist):
     """Another run is refused; after kill -9, Ctrl-C and kill -9 it ends as an unbroken one does."""
-    options = {"epochs": 4, "batch_size": 100, "validation": 50}
+    options = {"epochs": 8, "batch_size": 100, "validation": 50}
     folders = tmp_path / "broken", tmp_path / "whole"
     broken, whole = (flags(f, tiny_mnist, figures=f / "figures", **options) for f in folders)
     checkpoint = tmp_path / "broken/vae.safetensors"
