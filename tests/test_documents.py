@@ -95,8 +95,6 @@ def figures():
         "confidence": f"{100 * even['mean_confidence']:.1f}",
         "confidence_seeds": f"{100 * mean(part['mean_confidence'] for part in judged):.1f}",
         "ablation": ablation_rows(ABLATION),
-        "augmented": f"{ABLATION['half augmented']['L_tot']:.2f}",
-        "default_10": f"{ABLATION['default']['L_tot']:.2f}",
         "ablation_short": ablation_rows(SHORT),
         "peers": "\n".join(
             peer.format(name, row["L_tot"], 100 * row["knn_accuracy"], row["seconds"])
@@ -123,8 +121,6 @@ def figures():
         "worst_digit": f"{digits[0][0]} ({100 * digits[0][1]:.1f} %)",
         "own": f"{ANALYSIS['median_distance']['own']:.4f}",
         "another": f"{ANALYSIS['median_distance']['another']:.2f}",
-        "deviations": " and ".join(f"{d:.2f}" for d in ANALYSIS["deviation_of_codes"]),
-        "width": f"{ANALYSIS['median_deviation_of_posterior']:.3f}",
         "slant": f"{100 * ANALYSIS['share_of_slant_and_ink_explained'][0]:.0f}",
         "ink": f"{100 * ANALYSIS['share_of_slant_and_ink_explained'][1]:.0f}",
         "region": f"{100 * ANALYSIS['right_region']:.1f}",
