@@ -105,9 +105,11 @@ def main():
 
 def describe_run(args, model, digits):
     """The settings, which --resume must find unchanged, and the versions."""
-    same = ("model", "latent_dim", "epochs", "batch_size", "validation", "seed")
+    same = ("model", "latent_dim", "epochs", "batch_size", "validation", "seed", "lr")
     settings = {name: getattr(args, name) for name in same}
-    settings["lr"] = args.lr or training.RATES[training.is_taught(model)]
+    usual = training.USUAL[training.is_taught(model)]
+    for name, value in zip(("batch_size", "lr"), usual, strict=True):
+        settings[name] = settings[name] or value
     settings["data"] = digits.identity
     versions = {"python": platform.python_version(), "numpy": np.__version__}
     return {"settings": settings, "versions": versions | {"torch": torch.__version__}}
@@ -134,9 +136,10 @@ def parse_arguments():
     add = parser.add_argument_group("training").add_argument
     whole = between(int, 1, LARGE)
     add("--epochs", type=whole, metavar="N", default=20, help="passes over the data (default 20)")
-    add("--batch-size", type=whole, metavar="N", default=256, help="images a step (default 256)")
+    add("--batch-size", type=whole, metavar="N",
+        help="images a step (default 512 for a VAE of 2 latents, 256 for others)")
     add("--lr", type=between(float, 1e-9, 1e6), metavar="X",
-        help="highest learning rate (default 0.005 for a VAE of 2 latents, 0.003 for others)")
+        help="highest learning rate (default 0.009 for a VAE of 2 latents, 0.003 for others)")
     add("--validation", type=between(int, 0, LARGE), metavar="N", default=0,
         help="hold out the last N training images, and keep the best epoch's weights (default 0)")
     add("--patience", type=whole, metavar="N",

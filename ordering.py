@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from exact import middles
 
 NODES = 27  # a side of the map
-SEEN = 10_000  # images that organise it, at most
+CELLS = 5  # a side, into which an image is cut for its histograms
+SEEN = 5000  # images that organise it, at most
 RADII = np.geomspace(0.3, 0.02, 20)  # within which nodes learn together, as shares of a side
 
 
@@ -22,22 +23,22 @@ def ordered_places(x, seed):
 
     The batch form of the map (Kohonen 2001, section 3.6), begun with two principal components.
     """
-    features = x.new_empty(len(x), 200)  # torch.cat of its parts would scatter them in memory
-    for own, part in zip(features.split(100), x.split(100), strict=True):
-        own.copy_(gradient_histograms(upright(part)))
-    seen = features[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:SEEN]]
+    draw = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:SEEN]
+    seen = gradient_histograms(upright(x[draw.to(x.device)]))
     nodes = torch.cartesian_prod(middles(NODES), middles(NODES)).to(x.device)
+    between = torch.cdist(nodes, nodes)
     centred = seen - seen.mean(0)
     axes = torch.linalg.eigh((centred.T @ centred).double()).eigenvectors[:, [-1, -2]].float()
     place = centred @ axes
     nearest = torch.cdist(torch.special.ndtr(place / place.std(0)), nodes).argmin(1)
     for radius in RADII:
-        sums = seen.new_zeros(len(nodes), 200).index_add_(0, nearest, seen)
+        sums = seen.new_zeros(len(nodes), seen.shape[1]).index_add_(0, nearest, seen)
         counts = nearest.bincount(minlength=len(nodes)).float()[:, None]
-        weights = torch.exp(-0.5 * (torch.cdist(nodes, nodes) / radius).square())
+        weights = torch.exp(-0.5 * (between / radius).square())
         prototypes = weights @ sums / (weights @ counts).clamp_min(1e-30)
         nearest = torch.cdist(seen, prototypes).argmin(1)
-    return nodes[torch.cdist(features, prototypes).argmin(1)]
+    parts = (gradient_histograms(upright(part)) for part in x.split(500))
+    return nodes[torch.cat([torch.cdist(part, prototypes).argmin(1) for part in parts])]
 
 
 def upright(x):
@@ -58,10 +59,13 @@ def gradient_histograms(images):
 
     [N, 200] of length 1: histograms of oriented gradients (Dalal & Triggs 2005).
     """
-    down, right = (part[:, None] for part in torch.gradient(images, dim=(1, 2)))
+    down, right = (part.flatten(1) for part in torch.gradient(images, dim=(1, 2)))
     turn, length = torch.atan2(down, right) * 4 / torch.pi, torch.hypot(down, right)
     way = turn.floor().long()
     after = (turn - way) * length  # split between two ways
-    shares = images.new_zeros(len(images), 8, 28, 28).scatter_(1, way & 7, length - after)
-    shares.scatter_add_(1, (way + 1) & 7, after)
-    return F.normalize(F.avg_pool2d(shares, 8, 5).flatten(1))
+    cell = torch.arange(28, device=images.device) * CELLS // 28
+    cell = (CELLS * cell[:, None] + cell).flatten()
+    histograms = images.new_zeros(len(images), 8 * CELLS**2)
+    for part, share in ((way, length - after), (way + 1, after)):
+        histograms.scatter_add_(1, (part & 7) * CELLS**2 + cell, share)
+    return F.normalize(histograms)

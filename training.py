@@ -18,7 +18,7 @@ from tensor_files import DAMAGED, read_tensors, tensor_bytes
 
 warnings.filterwarnings("ignore", message="Please use the new API settings")  # PyTorch 2.9 alone
 
-RATES = {True: 5e-3, False: 3e-3}  # the highest learning rate, by is_taught
+USUAL = {True: (512, 9e-3), False: (256, 3e-3)}  # batch and highest learning rate, by is_taught
 RESUME_FORMAT = "mnist-auto-encoder-resume-6"
 # Of decoder and encoder: a share of that rate, weight decay of hidden matrices, of other weights.
 PACES = {True: ((1.0, 0.0, 0.0), (0.6, 0.7, 0.7)), False: ((1.0, 0.4, 0.0), (1.0, 0.4, 0.0))}
@@ -26,7 +26,7 @@ WARMUP = 0.05  # share of the steps in which the learning rate rises
 ORDERED = 3  # epochs, at first, on the map's coarse grid; codes stay near their `ordered_places`,
 NEAR = 0.05  # with this deviation, as a share of a side of the plane of quantiles
 SPREAD = 2.0  # of the decoder's codes, times the posterior's variance: larger islands on the map
-REFRESH = 50  # steps between two codebooks; the decoder moves little in between
+REFRESH = 20  # steps between two codebooks; the decoder moves little in between
 SAMPLED = 10_000  # training images for the figures, and to whose codes an AutoEncoder fits samples
 
 
