@@ -105,11 +105,10 @@ def main():
 
 def describe_run(args, model, digits):
     """The settings, which --resume must find unchanged, and the versions."""
-    same = ("model", "latent_dim", "epochs", "batch_size", "validation", "seed", "lr")
+    same = ("model", "latent_dim", "epochs", "validation", "seed")
     settings = {name: getattr(args, name) for name in same}
-    usual = training.USUAL[training.is_taught(model)]
-    for name, value in zip(("batch_size", "lr"), usual, strict=True):
-        settings[name] = settings[name] or value
+    batch_size, lr = training.USUAL[training.is_taught(model)]
+    settings |= {"batch_size": args.batch_size or batch_size, "lr": args.lr or lr}
     settings["data"] = digits.identity
     versions = {"python": platform.python_version(), "numpy": np.__version__}
     return {"settings": settings, "versions": versions | {"torch": torch.__version__}}

@@ -63,10 +63,8 @@ def nearest_label(known, labels, asked):
 
 def format_epoch(epoch, figures, which):
     """The log line of an epoch; `which` names the images that are not for training."""
-    parts = [f"epoch {epoch}: {format_elbo(figures['train'])}"]
-    if "validation" in figures:
-        parts += [f"validation {format_elbo(figures['validation'])}"]
-    return " | ".join([*parts, f"{which} {format_elbo(figures['test'])}"])
+    names = {"train": f"epoch {epoch}:", "validation": "validation", "test": which}
+    return " | ".join(f"{n} {format_elbo(figures[k])}" for k, n in names.items() if k in figures)
 
 
 def format_elbo(figures):

@@ -27,7 +27,6 @@ class Codebook(NamedTuple):
         parts = [self.fit_posterior(self.log_likelihood(part)) for part in x.split(BATCH)]
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
-    @torch.no_grad()
     def fit_posterior(self, table):
         """The Gaussian at the highest peak of p(z|x): mean and log-variance, [N, 2] each.
 
@@ -97,7 +96,6 @@ def interpolate(table, z):
     return torch.einsum("nij,ni,nj->n", values, weights[:, 0], weights[:, 1])
 
 
-@torch.no_grad()
 def integrate(decoder, x, side):
     """log p(x) in nats, [N], by the midpoint rule on side x side codes, `side` a multiple of 9.
 

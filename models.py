@@ -120,8 +120,8 @@ class Encoder(nn.Module):
         the ELBO, whose likelihood is read off the table, so that it costs no pass of the decoder.
         """
         side = math.isqrt(table.shape[1])
-        nodes = table.softmax(1).view(-1, 1, side, side)
-        shares = F.avg_pool2d(nodes, side // REGIONS, divisor_override=1).flatten(1)
+        rows = table.softmax(1).view(-1, REGIONS, side // REGIONS, side).sum(2)
+        shares = rows.view(-1, REGIONS**2, side // REGIONS).sum(2)
         features = self.features(x)
         mean, logvar = self.place(features, shares.argmax(1)).chunk(2, dim=1)
         noise = (0.5 * logvar).exp() * torch.randn_like(mean)

@@ -124,8 +124,8 @@ def run_variant(name):
         torch.manual_seed(0)
         vae = VAE()
         optimizers = training.make_optimizers(vae)
-        lr = training.RATES[training.is_taught(vae)]
-        settings = {"seed": 0, "epochs": EPOCHS, "batch_size": 256, "lr": lr}
+        size, lr = training.USUAL[training.is_taught(vae)]
+        settings = {"seed": 0, "epochs": EPOCHS, "batch_size": size, "lr": lr}
         started = time.perf_counter()
         for epoch in range(EPOCHS):
             training.train_epoch(vae, optimizers, train, {"test": held_out[:1000]}, epoch, settings)

@@ -13,6 +13,7 @@ from common import PROJECT, digits, write_files, write_json
 import plots
 from evaluation import NEIGHBOURS, nearest_label
 from models import REGIONS, SHIPPED, load_checkpoint
+from ordering import lean
 
 SAMPLES = 20  # of q(z|x) per image, to tell the gap from its noise
 
@@ -28,12 +29,7 @@ def mean_bound(vae, x, q):
 
 def style(x):
     """How far each of images [N, 784] leans, and how much ink it has: [N, 2]."""
-    place = torch.arange(28.0)
-    ink = x.view(-1, 28, 28) / x.sum(1)[:, None, None]
-    rows, columns = ink.sum(2), ink.sum(1)
-    y, left = rows @ place, columns @ place
-    covariance = ((ink @ place) * place).sum(1) - y * left
-    return torch.stack([covariance / (rows @ place.square() - y.square()), x.mean(1)], 1)
+    return torch.stack([lean(x)[0], x.mean(1)], 1)
 
 
 def draw_confusions(images, labels, predicted, pairs):

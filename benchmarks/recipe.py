@@ -17,7 +17,7 @@ from torch import nn
 
 from evaluation import mean_elbo
 from models import AutoEncoder
-from training import RATES, make_optimizers, train_epoch
+from training import USUAL, make_optimizers, train_epoch
 
 IMAGES, EPOCHS, BATCH_SIZE = 2000, 100, 64
 SIZES = (784, 512, 256, 32, 256, 512, 784)
@@ -44,7 +44,7 @@ def train_ours(x, x_test):
     """Test cross-entropy in nats per image of `auto_encoder.py --model ae --latent-dim 32`."""
     model = AutoEncoder(32)
     optimizers = make_optimizers(model)
-    settings = {"seed": 0, "epochs": EPOCHS, "batch_size": BATCH_SIZE, "lr": RATES[False]}
+    settings = {"seed": 0, "epochs": EPOCHS, "batch_size": BATCH_SIZE, "lr": USUAL[False][1]}
     for epoch in range(EPOCHS):
         train_epoch(model, optimizers, x, {}, epoch, settings)
     return mean_elbo(model, x_test)["L_tot"]

@@ -1,11 +1,11 @@
 """How fast and how large `auto_encoder.py` is, as ratios measured side by side in one run.
 
-    python benchmarks/speed.py      # about four minutes on two cores; writes benchmarks/speed.json
+    python benchmarks/speed.py      # about two minutes on two cores; writes benchmarks/speed.json
 
 1. Seconds from the start of the process to the figure that the conventional example reaches in
    its ten epochs: `auto_encoder.py --epochs 2` against conventional.py.
 2. Training speed as a share of the floor: the time that the matrix products of a step take alone,
-   in float32, at the very shapes they have there.
+   at the very shapes they have there, in float32 and as the step multiplies.
 3. Peak memory of `auto_encoder.py`.
 """
 
@@ -21,7 +21,7 @@ from common import PROJECT, digits, write_json
 
 from exact import SIDE
 from models import PIXELS, VAE, Layer
-from training import ORDERED, REFRESH, make_optimizers, train_epoch
+from training import ORDERED, REFRESH, USUAL, make_optimizers, train_epoch
 
 
 def run_script(*command):
@@ -53,8 +53,8 @@ def seconds_of(function, repeat):
 
 
 def matrix_products(vae, batch):
-    """(rows, inner, columns, how often) of the products in one training step, Muon's included."""
-    products = [(batch, PIXELS, SIDE**2, 1)]  # the images against the codebook
+    """(rows, inner, columns, how often) of the products in one training step, and of Muon's."""
+    products, muon = [(batch, PIXELS, SIDE**2, 1)], []  # the images against the codebook
     for network in (vae.decoder, vae.encoder):
         layers = [layer for layer in network.modules() if isinstance(layer, torch.nn.Linear)]
         for layer in layers:
@@ -70,40 +70,43 @@ def matrix_products(vae, batch):
         for layer in layers[1:]:
             if isinstance(layer, Layer):  # five Newton-Schulz steps of three products each
                 wide, narrow = sorted(layer.weight.shape, reverse=True)
-                products += [
+                muon += [
                     (narrow, wide, narrow, 5),
                     (narrow, narrow, narrow, 5),
                     (narrow, narrow, wide, 5),
                 ]
-    return products
+    return products, muon
 
 
-def share_of_the_floor(batch=256, steps=200):
+def seconds_of_products(products, kind=torch.float32):
+    """Seconds that all of them take alone, one after the other."""
+    total = 0.0
+    for rows, inner, columns, often in products:
+        left, right = torch.randn(rows, inner).to(kind), torch.randn(columns, inner).to(kind)
+        total += often * seconds_of(lambda a=left, b=right: a @ b.T, repeat=20)
+    return total
+
+
+def share_of_the_floor(few=20, many=110):
     """The floor's seconds a step, in float32 and as multiplied in training; the step's seconds."""
-    x = digits("train")[0][: batch * steps]
+    batch, lr = USUAL[True]
+    x = digits("train")[0]
     vae = VAE()
     optimizers = make_optimizers(vae)
-    settings = {"seed": 0, "batch_size": batch, "epochs": ORDERED + 1, "lr": 1e-3}
+    settings = {"seed": 0, "batch_size": batch, "epochs": ORDERED + 1, "lr": lr}
 
-    def trained(images):  # for an epoch after those on the coarse grid
-        return train_epoch(vae, optimizers, images, {"test": x[:1]}, ORDERED, settings)
+    def trained(steps):  # of an epoch after those on the coarse grid
+        images = x[: batch * steps]
+        return train_epoch(vae, optimizers, images, {"test": x[:1]}, ORDERED, settings)["seconds"]
 
-    trained(x[: 20 * batch])
-    few, whole = trained(x[: 40 * batch]), trained(x)
-    step = (whole["seconds"] - few["seconds"]) / (steps - 40)
-
-    def floor():
-        total = 0.0
-        for rows, inner, columns, often in matrix_products(vae, batch):
-            left, right = torch.randn(rows, inner), torch.randn(columns, inner)
-            total += often * seconds_of(lambda a=left, b=right: a @ b.T, repeat=20)
-        return total
-
-    flops = sum(2 * m * k * n * often for m, k, n, often in matrix_products(vae, batch))
-    exact = floor()
+    trained(few)  # to warm up
+    step = (trained(many) - trained(few)) / (many - few)
+    products, muon = matrix_products(vae, batch)
+    flops = sum(2 * m * k * n * often for m, k, n, often in products + muon)
+    float32 = seconds_of_products(products + muon)
     torch.set_float32_matmul_precision("medium")
-    fast = floor()
-    return {"flops": flops, "float32": exact, "as_multiplied": fast, "step": step}
+    as_multiplied = seconds_of_products(products) + seconds_of_products(muon, torch.bfloat16)
+    return {"flops": flops, "float32": float32, "as_multiplied": as_multiplied, "step": step}
 
 
 def main():
