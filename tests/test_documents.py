@@ -177,7 +177,7 @@ CONSTANTS = {  # figures that no run here wrote: versions, settings, and what ot
     "Report.md": [
         "torchvision 0.29.2",
         "matplotlib 3.11.2",
-        "rate 0.005 (encoder 0.003)",
+        "rate 0.009 (encoder 0.0054)",
         "weight decay 0.7",
         "smoothing 0.2",
         "0.1 times",

@@ -15,6 +15,7 @@ from PIL import Image
 import auto_encoder
 import decoder_generate
 from models import SHIPPED, VAE, checkpoint_bytes, draw_noise, load_checkpoint
+from training import USUAL
 
 TERMS = r"L_tot ([\d.]+) L_likelihood -([\d.]+) L_divergence ([\d.]+)"
 LINE = re.compile(rf"epoch (\d+): {TERMS}(?: \| validation {TERMS})? \| (?:test|held-out) {TERMS}")
@@ -99,6 +100,12 @@ def test_resume_refuses_another_run(trained, tmp_path, small_mnist):
     assert digests(tmp_path) == digests(trained)
 
 
+def test_help_names_the_defaults():
+    said = " ".join(call(auto_encoder, "--help").stdout.split())
+    for two, others in zip(USUAL[True], USUAL[False], strict=True):
+        assert f"(default {two} for a VAE of 2 latents, {others} for others)" in said
+
+
 BAD = """--epochs 0, --epochs two, --batch-size -5, --lr nan, --lr 1e39, --latent-dim 0, --seed -1
 --threads 0, --device tpu, --device cuda, --model gan, --validation 300, --patience 2, --colour red
 --figures , --data no/such/folder, --data /dev/null, --checkpoint ., --scatter digits.csv/output
@@ -141,7 +148,10 @@ def test_other_models_and_digits(tmp_path, tiny_mnist, mnist, monkeypatch, digit
     result = call(auto_encoder, *flags(tmp_path, path, epochs=1, **options))
     assert (result.status, result.stderr) == (0, "")
     assert LINE.fullmatch(result.stdout.splitlines()[0])
-    count = read_json(tmp_path)["settings"]["data"]["count"]
+    settings = read_json(tmp_path)["settings"]
+    size, lr = (256, 0.003) if {"model", "latent_dim"} & set(options) else (512, 0.009)
+    assert (settings["batch_size"], settings["lr"]) == (options.get("batch_size", size), lr)
+    count = settings["data"]["count"]
     held_out = {"table": f"{200 - count} held-out", "folder": "100 test"}.get(digits, "1 held-out")
     assert f"of the last {held_out} codes" in result.stdout
     assert digits != "table" or 155 <= count <= 165
