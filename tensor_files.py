@@ -34,6 +34,8 @@ def read_tensors(path, form):
         raise InputError(f"{path}: is too large for a checkpoint; name another")
     with explained(path, *DAMAGED):
         data = path.read_bytes()  # mapped into memory it could not be replaced on Windows
+        if data[:2] in (b"PK", b"\x80\x02"):
+            raise InputError(f"{path}: is a PyTorch file of an older version; train anew")
         size = int.from_bytes(data[:8], "little")
         if size > LARGEST_TEXT:
             raise ValueError("more text than a checkpoint has")
