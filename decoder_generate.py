@@ -2,23 +2,53 @@
 
     python decoder_generate.py                      # 20 images in imgs_generated/
     python decoder_generate.py --seed 1 --count 50
-    python decoder_generate.py --codes my.csv       # decode the codes in a file, one a line
+    python decoder_generate.py --codes my.csv       # decode the codes in a file, one per line
 
 Needs what auto_encoder.py saves.
 """
 
 import io
+import os
+from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
-import plots
-from cli import Parser, between, nonempty_path, run
-from errors import InputError
-from files import PROJECT, read_lines, replace_images, reserved, write_files
-from models import SHIPPED, draw_noise, load_checkpoint
+from lib import plots
+from lib.cli import Parser, between, nonempty_path, run
+from lib.errors import InputError
+from lib.files import read_lines, replace_images, reserved, write_files
+from models import SHIPPED, decode_images, draw_noise, load_checkpoint
 
-OUT, SHEET = PROJECT / "imgs_generated", PROJECT / "figures/generated.png"
+PROJECT = Path(__file__).resolve().parent
+OUT = PROJECT / "imgs_generated"
+SHEET = PROJECT / "figures/generated.png"
+
+
+def main():
+    args = parse_arguments()
+    decoder = load_checkpoint(args.checkpoint).decoder
+    if args.codes:
+        codes = read_codes(args.codes, decoder.latent_dim)
+    else:
+        noise = draw_noise(args.count, decoder.latent_dim, args.seed, args.draws)
+        codes = decoder.sample(noise)
+    codes = codes.numpy()
+    images = decode_images(decoder, codes)  # [N, 784] in [0, 1]
+    pngs = [png_bytes(image) for image in images]
+
+    sheets = []  # of all images; only for the default folder, whose sheet is in figures/
+    if os.path.realpath(args.out) == os.path.realpath(OUT):
+        sheets = [SHEET]
+    needed_bytes = 2 * sum(len(png) for png in pngs)  # new images stand beside older ones
+    with plots.own_style(), reserved([args.out / "00.png", *sheets], needed_bytes):
+        for sheet in sheets:
+            drawn = plots.draw_sheet(images, codes, lambda codes: decode_images(decoder, codes))
+            write_files({sheet: drawn})
+        replace_images(args.out, pngs)
+    written = [str(path) for path in (args.out, *sheets)]
+    print(f"wrote {len(pngs)} images to {', '.join(written)}")
 
 
 # fmt: off
@@ -35,28 +65,11 @@ def parse_arguments():
     add("--seed", type=between(int, 0, 2**31 - 1), metavar="N", default=0,
         help="the same seed gives the same images (default 0)")
     add("--draws", choices=("even", "random"), default="even",
-        help="codes that together leave no gaps, or independent ones (default even)")
+        help="evenly spread (Sobol) or independent random codes (default even)")
     add("--codes", type=nonempty_path, metavar="FILE",
-        help="decode these codes instead of samples: one a line, numbers with commas or spaces")
+        help="decode these codes instead of samples: one per line, numbers with commas or spaces")
     return parser.parse_args()
 # fmt: on
-
-
-def main():
-    args = parse_arguments()
-    decoder = load_checkpoint(args.checkpoint).decoder
-    if args.codes:
-        codes = read_codes(args.codes, decoder.latent_dim)
-    else:
-        codes = decoder.sample(draw_noise(args.count, decoder.latent_dim, args.seed, args.draws))
-    with torch.no_grad():
-        images = torch.sigmoid(decoder(codes))
-    pngs = [png(image) for image in (images * 255).round().to(torch.uint8).numpy()]
-    sheets = [SHEET] if args.out == OUT else []
-    with plots.own_style(), reserved([args.out / "00.png", *sheets], 2 * sum(map(len, pngs))):
-        write_files({sheet: plots.draw_generated(images, codes, decoder) for sheet in sheets})
-        replace_images(args.out, pngs)
-    print(f"wrote {len(pngs)} images to {', '.join(map(str, [args.out, *sheets]))}")
 
 
 def read_codes(path, latent_dim):
@@ -64,23 +77,27 @@ def read_codes(path, latent_dim):
     codes = []
     for number, line in enumerate(read_lines(path), start=1):
         words = line.replace(",", " ").split()
+        if not words:
+            continue
         try:
-            code = [float(word) for word in words]
+            code = torch.tensor([float(word) for word in words])
         except ValueError:
-            code = []
-        if words and (len(code) != latent_dim or not torch.tensor(code).isfinite().all()):
+            code = torch.tensor([])
+        if len(code) != latent_dim or not code.isfinite().all():
             raise InputError(f"--codes {path}, line {number}: needs {latent_dim} finite numbers")
-        codes += [code] if words else []
+        codes.append(code)
     if not codes:
         raise InputError(f"--codes {path}: holds no codes")
-    return torch.tensor(codes)
+    return torch.stack(codes)
 
 
-def png(image):
-    """A uint8 array [784] as the bytes of an 8-bit grey PNG file."""
-    Image.fromarray(image.reshape(28, 28)).save(buffer := io.BytesIO(), "PNG")
+def png_bytes(image):
+    """An image [784] in [0, 1] as an 8-bit grey PNG file."""
+    pixels = (image * 255).round().astype(np.uint8).reshape(28, 28)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, memory_advice="give a smaller --count or close other programs")

@@ -1,7 +1,8 @@
-"""Figures of the shipped model for the report's analysis, on all 10,000 test images.
+"""Measurements of the shipped model for the report's analysis, on all 10,000 test images.
 
-python benchmarks/analysis.py       # about a minute on two cores; writes analysis.json
-and figures/confusions.png
+    python benchmarks/analysis.py       # about a minute on two cores
+
+Writes analysis.json and figures/confusions.png.
 """
 
 import itertools
@@ -10,84 +11,116 @@ import numpy as np
 import torch
 from common import PROJECT, digits, write_files, write_json
 
-import plots
-from evaluation import NEIGHBOURS, nearest_label
-from models import REGIONS, SHIPPED, load_checkpoint
-from ordering import lean
+from auto_encoder import NEIGHBOURS
+from lib import metrics, plots
+from lib.som import slant
+from models import SHIPPED, load_checkpoint
 
 SAMPLES = 20  # of q(z|x) per image, to tell the gap from its noise
+PAIRS_DRAWN = 3  # of digits that are most often confused
+IMAGES_DRAWN = 2  # of each digit of a pair
 
 
-def mean_bound(vae, x, q):
-    """The ELBO of each image in nats, [N], over samples of q."""
-    bounds = []
-    for part, *gaussian in zip(x.split(1000), *(term.split(1000) for term in q), strict=True):
-        draws = [torch.sub(*vae.elbo(part, gaussian)) for _ in range(SAMPLES)]
-        bounds.append(torch.stack(draws).mean(0))
-    return torch.cat(bounds)
+def bounds(vae, x, posterior):
+    """The ELBO of each image in nats, [N], over samples of q; `posterior` maps images to q."""
+    parts = []
+    for part in x.split(metrics.BATCH_SIZE):
+        q = posterior(part)
+        draws = []
+        for _ in range(SAMPLES):
+            likelihood, divergence = vae.elbo(part, q)
+            draws.append(likelihood - divergence)
+        parts.append(torch.stack(draws).mean(0))
+    return torch.cat(parts)
 
 
 def style(x):
     """How far each of images [N, 784] leans, and how much ink it has: [N, 2]."""
-    return torch.stack([lean(x)[0], x.mean(1)], 1)
+    slants, _ = slant(x.view(-1, 28, 28))
+    return torch.stack([slants, x.mean(1)], 1)
+
+
+def count_confusions(labels, predicted):
+    """How often one digit, the row, is taken for another, the column: [10, 10]."""
+    confusions = np.zeros((10, 10), int)
+    np.add.at(confusions, (labels, predicted), 1)
+    return confusions
+
+
+def most_confused(confusions):
+    """[((a, b), how often one is taken for the other)], the most frequent pair first."""
+    pairs = {}
+    for a, b in itertools.combinations(range(10), 2):
+        pairs[a, b] = int(confusions[a, b] + confusions[b, a])
+    return sorted(pairs.items(), key=lambda pair: -pair[1])
+
+
+def neighbourhoods(codes, digit_of, train_codes, train_digits, train_style):
+    """Per image: the distances to the nearest training code of its own digit and of another one,
+    [N] each, and the mean style, [N, 2], of its nearest training images.
+    """
+    own, another, guessed_style = [], [], []
+    for part, digit in zip(codes.split(500), digit_of.split(500), strict=True):
+        distances = torch.cdist(part, train_codes, compute_mode="donot_use_mm_for_euclid_dist")
+        same_digit = digit[:, None] == train_digits
+        own.append(distances.masked_fill(~same_digit, torch.inf).amin(1))
+        another.append(distances.masked_fill(same_digit, torch.inf).amin(1))
+        nearest = distances.topk(NEIGHBOURS, largest=False).indices
+        guessed_style.append(train_style[nearest].mean(1))
+    return torch.cat(own), torch.cat(another), torch.cat(guessed_style)
 
 
 def draw_confusions(images, labels, predicted, pairs):
-    """The first two test images of each digit of a pair that are taken for the other one."""
+    """The first test images of each digit of a pair that are taken for the other one."""
     shown = []
     for pair in pairs:
-        for one, other in itertools.permutations(map(int, pair.split(" and "))):
-            wrong = np.flatnonzero((labels == one) & (predicted == other))[:2]
-            shown += [(images[place], f"{one} as {other}") for place in wrong]
+        for digit, other in itertools.permutations(pair):
+            wrong = np.flatnonzero((labels == digit) & (predicted == other))
+            for place in wrong[:IMAGES_DRAWN]:
+                shown.append((images[place], f"{digit} as {other}"))
     with plots.own_style():
-        figure = plots._figure(0.6 * len(shown), 0.85)
+        figure = plots.new_figure(0.6 * len(shown), 0.85)
         for place, (image, title) in enumerate(shown, start=1):
             axes = figure.add_subplot(1, len(shown), place)
             axes.set_title(title, fontsize=9)
-            plots._tile(axes, image[None], 1)
-        return plots._png(figure)
+            plots.show_images(axes, image, columns=1)
+        return plots.png_bytes(figure)
 
 
 @torch.no_grad()
 def main():
     torch.manual_seed(0)
     vae = load_checkpoint(SHIPPED)
-    (x, digit_of), (x_test, digit_of_test) = digits("train"), digits("test")
-    labels, test_labels = digit_of.numpy(), digit_of_test.numpy()
+    x, train_digits = digits("train")
+    x_test, test_digits = digits("test")
+    test_labels = test_digits.numpy()
     mean, logvar = vae.encode(x_test)
-    known = vae.codes(x)
-    predicted = nearest_label(known, labels, mean)
-    confused = np.zeros((10, 10), int)
-    np.add.at(confused, (test_labels, predicted), 1)
-    pairs = {
-        f"{a} and {b}": int(confused[a, b] + confused[b, a])
-        for a, b in itertools.combinations(range(10), 2)
-    }
-    nearest = {"own": [], "another": []}  # distances to the nearest training code of such a digit
-    known_style, guessed_style = style(x), []
-    for codes, digit in zip(mean.split(500), digit_of_test.split(500), strict=True):
-        distance = torch.cdist(codes, known, compute_mode="donot_use_mm_for_euclid_dist")
-        same = digit[:, None] == digit_of
-        neighbours = distance.topk(NEIGHBOURS, largest=False).indices
-        guessed_style.append(known_style[neighbours].mean(1))
-        nearest["own"].append(distance.masked_fill(~same, torch.inf).amin(1))
-        nearest["another"].append(distance.masked_fill(same, torch.inf).amin(1))
-    left = (torch.cat(guessed_style) - style(x_test)).square().mean(0)
-    exact = vae.posterior(x_test)
-    gap = mean_bound(vae, x_test, exact) - mean_bound(vae, x_test, (mean, logvar))
-    places = [REGIONS * torch.special.ndtr(codes) for codes in (mean, exact[0])]
-    right = ((places[0] - places[1]).abs() < 1.5).all(1)  # the same region or one beside it
+    train_codes = vae.codes(x)
+
+    predicted = metrics.knn_predict(train_codes, train_digits.numpy(), mean, NEIGHBOURS)
+    confusions = count_confusions(test_labels, predicted)
+    pairs = most_confused(confusions)
+    own, another, guessed_style = neighbourhoods(
+        mean, test_digits, train_codes, train_digits, style(x)
+    )
+    unexplained = (guessed_style - style(x_test)).square().mean(0) / style(x_test).var(0)
+
+    grid = vae.latent_grid()
+    laplace_bounds = bounds(vae, x_test, grid.laplace_posterior)
+    gap = laplace_bounds - bounds(vae, x_test, vae.encode)
+    laplace_mean, _ = grid.laplace_posterior(x_test)
+    in_regions = [vae.regions * torch.special.ndtr(codes) for codes in (mean, laplace_mean)]
+    # The same region, or one beside it.
+    right = ((in_regions[0] - in_regions[1]).abs() < 1.5).all(1)
     results = {
         "knn_accuracy": float((predicted == test_labels).mean()),
         "errors": int((predicted != test_labels).sum()),
-        "most_confused": sorted(pairs.items(), key=lambda pair: -pair[1])[:4],
+        "most_confused": [(f"{a} and {b}", count) for (a, b), count in pairs[:4]],
         "accuracy_of_digit": {
-            digit: float(confused[digit, digit] / confused[digit].sum()) for digit in range(10)
+            digit: float(confusions[digit, digit] / confusions[digit].sum()) for digit in range(10)
         },
-        "median_distance": {
-            digit: torch.cat(parts).median().item() for digit, parts in nearest.items()
-        },
-        "share_of_slant_and_ink_explained": (1 - left / style(x_test).var(0)).tolist(),
+        "median_distance": {"own": own.median().item(), "another": another.median().item()},
+        "share_of_slant_and_ink_explained": (1 - unexplained).tolist(),
         "deviation_of_codes": mean.std(0).tolist(),
         "median_deviation_of_posterior": (0.5 * logvar).exp().median().item(),
         "right_region": right.float().mean().item(),
@@ -95,8 +128,8 @@ def main():
         "gap_in_wrong_region": gap[~right].mean().item(),
     }
     write_json("analysis", results)
-    names = [pair for pair, _ in results["most_confused"][:3]]
-    picture = draw_confusions(x_test.numpy(), test_labels, predicted, names)
+    drawn_pairs = [pair for pair, _ in pairs[:PAIRS_DRAWN]]
+    picture = draw_confusions(x_test.numpy(), test_labels, predicted, drawn_pairs)
     write_files({PROJECT / "figures/confusions.png": picture})
 
 

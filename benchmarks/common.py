@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
 
 from data import MNIST, as_input, load_digits
-from files import PROJECT, write_files
+from lib.files import write_files
 
-OTHERS = [PROJECT / f"benchmarks/runs/seed{seed}.safetensors" for seed in (1, 2)]  # more models
+OTHER_SEEDS = [PROJECT / f"benchmarks/runs/seed{seed}.safetensors" for seed in (1, 2)]
 
 
 def digits(split):

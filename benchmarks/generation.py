@@ -11,33 +11,37 @@ from statistics import mean
 
 import torch
 from classifier import classifier
-from common import OTHERS, digits, write_json
+from common import OTHER_SEEDS, digits, write_json
 
 from models import SHIPPED, draw_noise, load_checkpoint
 
-SEEDS, COUNT = 50, 20
+SEEDS = 50
+COUNT = 20  # images of a seed
 
 
 @torch.no_grad()
 def judge(network, decoder, draws):
     """The judgement on images of many seeds, and how many digits seed 0 shows."""
-    confidences, kinds = [], []
+    confidences = []
+    different_digits = []
     for seed in range(SEEDS):
         codes = decoder.sample(draw_noise(COUNT, decoder.latent_dim, seed, draws))
         confidence, digit = network(decoder(codes).sigmoid()).softmax(1).max(1)
         confidences.append(confidence.mean().item())
-        kinds.append(len(digit.unique()))
+        different_digits.append(len(digit.unique()))
     return {
         "mean_confidence": mean(confidences),
-        "mean_digits": mean(kinds),
-        "digits_of_seed_0": kinds[0],
+        "mean_digits": mean(different_digits),
+        "digits_of_seed_0": different_digits[0],
     }
 
 
 @torch.no_grad()
 def main():
-    network, (x, labels) = classifier(), digits("test")
-    decoder, *others = (load_checkpoint(path).decoder for path in (SHIPPED, *OTHERS))
+    network = classifier()
+    x, labels = digits("test")
+    decoder = load_checkpoint(SHIPPED).decoder
+    others = [load_checkpoint(path).decoder for path in OTHER_SEEDS]
     probabilities = torch.cat([network(part).softmax(1) for part in x.split(1000)])
     confidence, digit = probabilities.max(1)
     results = {

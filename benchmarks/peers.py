@@ -16,8 +16,9 @@ from pythae.models import SVAE, VAE, SVAEConfig, VAEConfig
 from pythae.pipelines import TrainingPipeline
 from pythae.trainers import BaseTrainerConfig
 
-from data import SCATTERED
-from evaluation import nearest_label
+from auto_encoder import NEIGHBOURS
+from data import LAST_TEST_IMAGES
+from lib.metrics import knn_predict
 
 EPOCHS = 10
 PEERS = {"VAE": (VAE, VAEConfig, 2), "SVAE": (SVAE, SVAEConfig, 3)}
@@ -28,18 +29,21 @@ def evaluate(model):
     """Test L_tot in nats, with one sample of the code, and the k-NN accuracy of the last codes."""
     model.eval()
     torch.manual_seed(0)
-    (x, labels), (x_test, test_labels) = digits("train"), digits("test")
+    x, labels = digits("train")
+    x_test, test_labels = digits("test")
     parts = [model({"data": part.view(-1, 1, 28, 28)}).loss.item() for part in x_test.split(1000)]
 
     def codes(images):
         parts = [model.encoder(p.view(-1, 1, 28, 28)).embedding for p in images.split(1000)]
         return torch.cat(parts)
 
-    known, asked = codes(x), codes(x_test[-SCATTERED:])
+    train_codes = codes(x)
+    query_codes = codes(x_test[-LAST_TEST_IMAGES:])
     if isinstance(model, SVAE):  # its codes are directions
-        known, asked = (part / part.norm(dim=1, keepdim=True) for part in (known, asked))
-    predicted = nearest_label(known, labels.numpy(), asked)
-    accuracy = (predicted == test_labels[-SCATTERED:].numpy()).mean()
+        train_codes = train_codes / train_codes.norm(dim=1, keepdim=True)
+        query_codes = query_codes / query_codes.norm(dim=1, keepdim=True)
+    predicted = knn_predict(train_codes, labels.numpy(), query_codes, NEIGHBOURS)
+    accuracy = (predicted == test_labels[-LAST_TEST_IMAGES:].numpy()).mean()
     return {"L_tot": sum(parts) / len(parts), "knn_accuracy": float(accuracy)}
 
 

@@ -1,4 +1,4 @@
-"""Has the quadrature of log p(x) converged? The shipped model's figure at ever finer grids.
+"""Has the quadrature of log p(x) converged? Its mean of the shipped model on ever finer grids.
 
 python benchmarks/quadrature.py     # about a minute on two cores; writes quadrature.json
 """

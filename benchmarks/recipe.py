@@ -7,6 +7,7 @@ AdamW at 1e-3, batches of 64. Both train for 100 epochs on the first 2,000 train
 tested on all 10,000 test images.
 """
 
+import dataclasses
 import itertools
 import time
 
@@ -15,11 +16,18 @@ import torch.nn.functional as F
 from common import digits, write_json
 from torch import nn
 
-from evaluation import mean_elbo
+from auto_encoder import (
+    PLAIN_SETTINGS,
+    make_optimizers,
+    matmul_precision,
+    mean_elbo,
+    train_epoch,
+)
 from models import AutoEncoder
-from training import USUAL, make_optimizers, train_epoch
 
-IMAGES, EPOCHS, BATCH_SIZE = 2000, 100, 64
+IMAGES = 2000
+EPOCHS = 100
+BATCH_SIZE = 64
 SIZES = (784, 512, 256, 32, 256, 512, 784)
 
 
@@ -43,10 +51,11 @@ def train_recipe(x, x_test):
 def train_ours(x, x_test):
     """Test cross-entropy in nats per image of `auto_encoder.py --model ae --latent-dim 32`."""
     model = AutoEncoder(32)
-    optimizers = make_optimizers(model)
-    settings = {"seed": 0, "epochs": EPOCHS, "batch_size": BATCH_SIZE, "lr": USUAL[False][1]}
-    for epoch in range(EPOCHS):
-        train_epoch(model, optimizers, x, {}, epoch, settings)
+    settings = dataclasses.replace(PLAIN_SETTINGS, epochs=EPOCHS, batch_size=BATCH_SIZE)
+    optimizers = make_optimizers(model, settings)
+    with matmul_precision(settings.matmul_precision):
+        for epoch in range(EPOCHS):
+            train_epoch(model, optimizers, x, epoch, settings)
     return mean_elbo(model, x_test)["L_tot"]
 
 

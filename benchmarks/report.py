@@ -6,9 +6,7 @@ python benchmarks/report.py
 
 import pypandoc
 import typst
-from common import PROJECT
-
-from files import write_files
+from common import PROJECT, write_files
 
 STYLE = """
 #set page(paper: "a4", margin: 1.8cm)

@@ -19,9 +19,8 @@ import time
 import torch
 from common import PROJECT, digits, write_json
 
-from exact import SIDE
-from models import PIXELS, VAE, Layer
-from training import ORDERED, REFRESH, USUAL, make_optimizers, train_epoch
+from auto_encoder import GRID_SETTINGS, make_optimizers, matmul_precision, train_epoch
+from models import PIXELS, GridVAE, HiddenLayer
 
 
 def run_script(*command):
@@ -54,7 +53,9 @@ def seconds_of(function, repeat):
 
 def matrix_products(vae, batch):
     """(rows, inner, columns, how often) of the products in one training step, and of Muon's."""
-    products, muon = [(batch, PIXELS, SIDE**2, 1)], []  # the images against the codebook
+    nodes = vae.grid_side**2
+    products = [(batch, PIXELS, nodes, 1)]  # the images against the grid
+    muon = []
     for network in (vae.decoder, vae.encoder):
         layers = [layer for layer in network.modules() if isinstance(layer, torch.nn.Linear)]
         for layer in layers:
@@ -66,9 +67,10 @@ def matrix_products(vae, batch):
             if layer is not layers[0]:
                 products.append((batch, outputs, inputs, 1))  # gradient of the layer's input
             if network is vae.decoder:
-                products.append((SIDE**2, inputs, outputs, 1 / REFRESH))  # decoding the codebook
-        for layer in layers[1:]:
-            if isinstance(layer, Layer):  # five Newton-Schulz steps of three products each
+                often = 1 / GRID_SETTINGS.grid_refresh
+                products.append((nodes, inputs, outputs, often))  # decoding the grid
+        for layer in layers:
+            if isinstance(layer, HiddenLayer):  # five Newton-Schulz steps of three products each
                 wide, narrow = sorted(layer.weight.shape, reverse=True)
                 muon += [
                     (narrow, wide, narrow, 5),
@@ -88,24 +90,26 @@ def seconds_of_products(products, kind=torch.float32):
 
 
 def share_of_the_floor(few=20, many=110):
-    """The floor's seconds a step, in float32 and as multiplied in training; the step's seconds."""
-    batch, lr = USUAL[True]
+    """The floor's seconds per step, in float32 and as multiplied in training; the step's own."""
     x = digits("train")[0]
-    vae = VAE()
-    optimizers = make_optimizers(vae)
-    settings = {"seed": 0, "batch_size": batch, "epochs": ORDERED + 1, "lr": lr}
+    vae = GridVAE()
+    settings = GRID_SETTINGS
+    optimizers = make_optimizers(vae, settings)
 
-    def trained(steps):  # of an epoch after those on the coarse grid
-        images = x[: batch * steps]
-        return train_epoch(vae, optimizers, images, {"test": x[:1]}, ORDERED, settings)["seconds"]
+    def seconds_of_steps(count):  # in an epoch after those on the coarse grid
+        images = x[: settings.batch_size * count]
+        started = time.perf_counter()
+        with matmul_precision(settings.matmul_precision):
+            train_epoch(vae, optimizers, images, settings.som_epochs, settings)
+        return time.perf_counter() - started
 
-    trained(few)  # to warm up
-    step = (trained(many) - trained(few)) / (many - few)
-    products, muon = matrix_products(vae, batch)
+    seconds_of_steps(few)  # to warm up
+    step = (seconds_of_steps(many) - seconds_of_steps(few)) / (many - few)
+    products, muon = matrix_products(vae, settings.batch_size)
     flops = sum(2 * m * k * n * often for m, k, n, often in products + muon)
     float32 = seconds_of_products(products + muon)
-    torch.set_float32_matmul_precision("medium")
-    as_multiplied = seconds_of_products(products) + seconds_of_products(muon, torch.bfloat16)
+    with matmul_precision(settings.matmul_precision):
+        as_multiplied = seconds_of_products(products) + seconds_of_products(muon, torch.bfloat16)
     return {"flops": flops, "float32": float32, "as_multiplied": as_multiplied, "step": step}
 
 
@@ -120,7 +124,7 @@ def main():
         ]
         print("auto_encoder.py --epochs 2")
         epochs, whole, memory = run_script(PROJECT / "auto_encoder.py", "--epochs", 2, *outputs)
-    ours = next(seconds for seconds, figure in epochs if figure <= target)
+    ours = next(seconds for seconds, l_tot in epochs if l_tot <= target)
     floor = share_of_the_floor()
     results = {
         "test_L_tot_of_conventional_example": target,

@@ -1,6 +1,7 @@
 """Small real data, and ways to run the two scripts."""
 
 import contextlib
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -20,12 +21,10 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import auto_encoder
-import cli
 import data
 import models
-import plots
-import training
-from errors import InputError
+from lib import cli, plots
+from lib.errors import InputError
 
 PROJECT = Path(__file__).resolve().parent.parent
 MNIST = PROJECT / "mnist"
@@ -116,17 +115,33 @@ def trained(finished_run):
 
 
 @pytest.fixture(scope="session")
+def interrupted(tmp_path_factory, tiny_mnist):
+    """The folder of a run that was interrupted after its last epoch, and its digits."""
+    folder = tmp_path_factory.mktemp("interrupted")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(auto_encoder, "evaluate", interrupt)
+        assert call(auto_encoder, *flags(folder, tiny_mnist)).status == 130
+    return folder
+
+
+@pytest.fixture(scope="session")
 def trained_a_little():
     """A small model and its optimizers after an epoch: the arguments of `resume_bytes`."""
     torch.manual_seed(0)
-    model = models.VAE(2, (8, 8), (8, 8))
-    optimizers = training.make_optimizers(model)
+    model = models.GridVAE((8, 8), (8, 8))
+    settings = dataclasses.replace(auto_encoder.GRID_SETTINGS, batch_size=10)
+    optimizers = auto_encoder.make_optimizers(model, settings)
     x = torch.rand(20, 784)
-    settings = {"seed": 0, "epochs": 2, "batch_size": 10, "lr": 0.01}
-    figures = training.train_epoch(model, optimizers, x, {"test": x}, 0, settings)
+    auto_encoder.train_epoch(model, optimizers, x, 0, settings)
+    log = [auto_encoder.measure(model, x, x[:0], x, 0, settings)]
     best = {name: weight.clone() for name, weight in model.state_dict().items()}
     snapshots = {0: {"codes": torch.rand(3, 2)}, 10: {"codes": torch.rand(3, 2)}}
-    return settings, model, optimizers, {"log": [figures], "snapshots": snapshots, "best": best}
+    history = auto_encoder.History(log, snapshots, best)
+    return {"seed": 0, "epochs": 2}, model, optimizers, history
 
 
 def call(script, *arguments):
@@ -134,18 +149,19 @@ def call(script, *arguments):
 
     With a coarse quadrature, as the same training on a few images is evaluated many times.
     """
-    coarse = partialmethod(models.VAE.log_likelihood, side=81, samples=20)
+    coarse = partialmethod(models.GridVAE.log_likelihood, side=81)
+    few_samples = partialmethod(models.VAE.log_likelihood, samples=20)
     status, stdout, stderr = 0, io.StringIO(), io.StringIO()
     output = contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr)
     with pytest.MonkeyPatch.context() as patched, output[0], output[1]:
-        patched.setattr(models.VAE, "log_likelihood", coarse)
+        patched.setattr(models.VAE, "log_likelihood", few_samples)
+        patched.setattr(models.GridVAE, "log_likelihood", coarse)
         patched.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
         try:
             cli.run(script.main)
         except SystemExit as stop:
             status = stop.code or 0
-        finally:
-            torch.set_float32_matmul_precision("highest")  # an epoch may have ended early
+    assert torch.get_float32_matmul_precision() == "highest"  # also if an epoch ended early
     return SimpleNamespace(status=status, stdout=stdout.getvalue(), stderr=stderr.getvalue())
 
 

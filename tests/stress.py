@@ -23,10 +23,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from conftest import assert_one_line, command, contents, digests, flags, start, write_idx_folder
 
+from auto_encoder import RESUME_FORMAT
 from data import MNIST, load_digits
+from lib import checkpoints
 from models import load_checkpoint
-from tensor_files import read_tensors
-from training import RESUME_FORMAT
 
 EPOCHS, KILLS, KILLS_IN_A_ROW = 12, 200, 8
 CHECKPOINT, RESUME = "vae.safetensors", "vae.resume.safetensors"
@@ -60,7 +60,7 @@ def check_whole(folder):
     """Load every file that is at its final name."""
     readers = {".png": lambda path: Image.open(path).load(), CHECKPOINT: load_checkpoint}
     readers |= {".json": lambda path: json.loads(path.read_text())}
-    readers |= {RESUME: lambda path: read_tensors(path, RESUME_FORMAT)}
+    readers |= {RESUME: lambda path: checkpoints.read_file(path, RESUME_FORMAT, "train anew")}
     for path in map(folder.joinpath, contents(folder)):
         if path.suffix not in (".tmp", ".lock") and path.name != "filler":
             (readers.get(path.name) or readers[path.suffix])(path)
@@ -108,7 +108,7 @@ def kills():
                 options = ("--resume",) * (out / RESUME).exists()
             succeed(*training(out, data, *options))
             assert unbroken.items() <= digests(out).items()
-            (out / RESUME).unlink()
+            assert not (out / RESUME).exists()
             for size in (30, 20):
                 seconds = chance.uniform(0.5, 1) * shorter
                 if killed(seconds, *generating(out, checkpoint, size)):

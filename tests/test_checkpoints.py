@@ -12,22 +12,24 @@ from conftest import assert_one_line, call
 
 import decoder_generate
 import models
-import tensor_files
-from errors import InputError
-from models import VAE, AutoEncoder, checkpoint_bytes, load_checkpoint
-from tensor_files import read_tensors, tensor_bytes
+from lib import checkpoints
+from lib.errors import InputError
+from models import VAE, AutoEncoder, GridVAE, checkpoint_bytes, load_checkpoint
 
 SMALL = (8, 8), (8, 8)  # widths of an encoder and a decoder
 
 
-@pytest.mark.parametrize(("model", "latent_dim"), [(VAE, 2), (VAE, 6), (AutoEncoder, 3)])
-def test_round_trip(tmp_path, model, latent_dim):
+MODELS = {"grid": GridVAE(*SMALL), "vae": VAE(6, *SMALL), "ae": AutoEncoder(3, *SMALL)}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_round_trip(tmp_path, kind):
     path, x = tmp_path / "a.safetensors", torch.rand(4, 784)
-    made = model(latent_dim, *SMALL).eval()
+    made = MODELS[kind].eval()
     path.write_bytes(checkpoint_bytes(made, epochs=3, nested={"list": [1.5, "text"]}))
     loaded = load_checkpoint(path)
     assert loaded.metadata == {"epochs": 3, "nested": {"list": [1.5, "text"]}}
-    assert (type(loaded), loaded.config, loaded.training) == (model, made.config, False)
+    assert (type(loaded), loaded.config, loaded.training) == (type(made), made.config, False)
     assert torch.equal(loaded.decode(loaded.codes(x)), made.decode(made.codes(x)))
     theirs = safetensors.torch.load_file(path)  # any reader of the format sees the weights
     assert all(torch.equal(theirs[name], w) for name, w in made.state_dict().items())
@@ -76,7 +78,10 @@ def test_what_is_no_checkpoint(tmp_path, complaint, kind):
     path, ran = tmp_path / "a.safetensors", tmp_path / "ran"
     path.write_bytes(BAD[kind](ran))
     old = path.read_bytes()[:2] in (b"PK", b"\x80\x02")
-    for reader in ("models.load_checkpoint", "lambda path: training.restore(path, {}, None, ())"):
+    for reader in (
+        "models.load_checkpoint",
+        "lambda path: auto_encoder.restore(path, {}, None, ())",
+    ):
         message = complaint(reader, path, megabytes=60)
         assert message.startswith(f"{path}: ")
         assert ("older version" in message) == old
@@ -87,13 +92,21 @@ def test_what_is_no_checkpoint(tmp_path, complaint, kind):
 
 def test_a_flipped_bit_in_any_byte_is_noticed(tmp_path):
     tensors = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.tensor([0.5, -1])}
-    whole = tensor_bytes("form", tensors, {"config": {"sizes": [2, 3]}, "log": ["e", None, 0.25]})
+    contents = {"config": {"sizes": [2, 3]}, "log": ["e", None, 0.25]}
+    whole = checkpoints.file_bytes("form", tensors, contents)
     for place in range(len(whole)):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << place % 8
         (tmp_path / "a").write_bytes(flipped)
         with pytest.raises(InputError, match=r"damaged|not of the|older version"):
-            read_tensors(tmp_path / "a", "form")
+            checkpoints.read_file(tmp_path / "a", "form", "a remedy")
+
+
+def with_config(model, changes):
+    """The checkpoint of a model, with a right checksum but other settings."""
+    config = {**model.config, **changes}
+    contents = {"model": type(model).__name__, "config": config, "metadata": {}}
+    return checkpoints.file_bytes(models.CHECKPOINT_FORMAT, model.state_dict(), contents)
 
 
 SIZES = [[10**12], [10**9, 10**9], [8] * 1000, [2**63], [], [-8], [1.5], "8"]
@@ -101,16 +114,39 @@ SIZES = [[10**12], [10**9, 10**9], [8] * 1000, [2**63], [], [-8], [1.5], "8"]
 
 @pytest.mark.parametrize("sizes", SIZES)
 def test_sizes_that_are_not_those_of_the_weights(tmp_path, complaint, sizes):
-    """They are refused before memory is taken for them, though the checksum is right."""
-    model, path = VAE(2, *SMALL), tmp_path / "a"
+    """They are refused before memory is taken for them; as the checksum is right, not as damage."""
+    model, path = GridVAE(*SMALL), tmp_path / "a"
     for widths in ("encoder_widths", "decoder_widths"):
-        contents = {"model": "vae", "config": model.config | {widths: sizes}, "metadata": {}}
-        path.write_bytes(tensor_bytes(models.CHECKPOINT_FORMAT, model.state_dict(), contents))
-        assert "damaged" in complaint("models.load_checkpoint", path, megabytes=40)
+        path.write_bytes(with_config(model, {widths: sizes}))
+        assert "architecture" in complaint("models.load_checkpoint", path, megabytes=40)
+
+
+OTHER = [{"regions": 9}, {"readout": 32}, {"grid_side": 80}, {"body": "convolutions"}]
+
+
+@pytest.mark.parametrize("config", OTHER)
+def test_another_architecture_is_called_that(tmp_path, config):
+    path = tmp_path / "a"
+    path.write_bytes(with_config(GridVAE(*SMALL), config))
+    with pytest.raises(
+        InputError, match=r"another architecture .*auto_encoder\.py makes a new one"
+    ):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_says_what_its_architecture_depends_on(tmp_path):
+    model = GridVAE(*SMALL, regions=9, readout=16, grid_side=45)
+    (tmp_path / "a").write_bytes(checkpoint_bytes(model))
+    loaded = load_checkpoint(tmp_path / "a")
+    assert loaded.encoder.region.out_features == 81
+    assert loaded.encoder.readout.out_features == 16
+    assert len(loaded.latent_grid().codes) == 45**2
+    with pytest.raises(ValueError, match="multiple"):
+        GridVAE(regions=10)
 
 
 def test_a_file_that_is_too_large(tmp_path, monkeypatch):
-    (tmp_path / "a").write_bytes(checkpoint_bytes(VAE(2, *SMALL)))
-    monkeypatch.setattr(tensor_files, "LARGEST_FILE", 100)
+    (tmp_path / "a").write_bytes(checkpoint_bytes(GridVAE(*SMALL)))
+    monkeypatch.setattr(checkpoints, "MAX_FILE_BYTES", 100)
     with pytest.raises(InputError, match="too large"):
         load_checkpoint(tmp_path / "a")

@@ -16,7 +16,7 @@ from conftest import MNIST, idx_bytes, part_of_mnist, table_of, write_lines
 
 import data
 from data import load_digits
-from errors import InputError
+from lib.errors import InputError
 
 MD5 = {  # of the uncompressed files, as published with the data set's usual readers
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",

@@ -12,7 +12,7 @@ from statistics import mean, stdev
 import pytest
 from conftest import PROJECT
 
-from evaluation import format_elbo
+from auto_encoder import format_elbo
 
 
 def read_json(name):
@@ -36,7 +36,7 @@ GRIDS = {grid["side"]: grid["log_likelihood"] for grid in QUADRATURE}
 SHORT = (  # rows of the report's table
     "default",
     "plain Gaussian network",
-    "no start in order",
+    "no ordered initialisation",
     "start from principal components",
     "no sines and cosines",
 )
@@ -58,7 +58,7 @@ def both(name, figure, form=".2f"):
 
 
 def ablation_rows(names):
-    form = "| {name} | {L_tot:.2f} | {exact:.2f} | {knn:.1f} | {islands} | {share_of_largest:.2f} |"
+    form = "| {name} | {L_tot:.2f} | {laplace:.2f} | {knn:.1f} | {islands} | {share_of_largest:.2f} |"
     rows = [{"name": name, **ABLATION[name]} for name in names]
     for row in rows:
         row["knn"] = 100 * row["knn_accuracy"]
@@ -78,8 +78,8 @@ def figures():
     pairs = [f"{pair} ({count})" for pair, count in ANALYSIS["most_confused"][:3]]
     named = {
         **both("tot", tot),
-        **both("exact", lambda run: tot(run, "exact")),
-        **both("gap", lambda run: tot(run) - tot(run, "exact")),
+        **both("laplace", lambda run: tot(run, "laplace")),
+        **both("gap", lambda run: tot(run) - tot(run, "laplace")),
         **both("likelihood", lambda run: run["results"]["test"]["L_likelihood"]),
         **both("divergence", lambda run: run["results"]["test"]["L_divergence"]),
         **both("grey", lambda run: run["results"]["log_likelihood"]),
@@ -146,19 +146,19 @@ def figures():
 
 ORDER = {  # the figures in each document, by their names above, as they stand there
     "README.md": """
-        torch tot tot_seeds exact exact_seeds gap gap_seeds knn knn_seeds confidence kinds
+        torch tot tot_seeds laplace laplace_seeds gap gap_seeds knn knn_seeds confidence kinds
         training total share_percent
     """,
     "Report.md": """
-        python torch numpy training total tot exact gap tot tot_seeds exact exact_seeds gap
+        python torch numpy training total tot laplace gap tot tot_seeds laplace laplace_seeds gap
         gap_seeds grey grey_seeds binarized binarized_seeds knn knn_seeds conventional
         conventional_seconds peers sooner_seconds tot knn training ablation_short errors pairs
         best_digit worst_digit own another slant ink divergence bits shares region gap_right
         gap_wrong classifier islands share unsure confidence confidence_seeds confidence_real
-        kinds kinds_random kinds_shipped overfit exact_60 tot_60
+        kinds kinds_random kinds_shipped overfit laplace_60 tot_60
     """,
     "benchmarks/README.md": """
-        torch tot tot_seeds tot_60 exact exact_seeds exact_60 gap gap_seeds gap_60 grey
+        torch tot tot_seeds tot_60 laplace laplace_seeds laplace_60 gap gap_seeds gap_60 grey
         grey_seeds grey_60 binarized binarized_seeds binarized_60 knn knn_seeds knn_60 threads1
         islands_each share unsure classifier confidence confidence_random confidence_seeds
         confidence_real kinds kinds_random ablation conventional conventional_seconds

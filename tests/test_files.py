@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import contents, no_file_larger_than
 
-from errors import InputError
-from files import replace_images, reserved, write_files
+from lib.errors import InputError
+from lib.files import replace_images, reserved, write_files
 
 FILE_EVENTS = ("open", "os.", "shutil.", "fcntl.")  # Python's audit events of such names
 
@@ -39,7 +39,7 @@ def killed_at_each_file_operation(action):
 
 
 def reserve_and_write(files):
-    with reserved(files, room=1):
+    with reserved(files, needed_bytes=1):
         write_files(files)
 
 
@@ -115,7 +115,7 @@ def test_a_file_that_another_program_has_open(tmp_path, monkeypatch, number):
 def test_one_run_at_a_time(tmp_path):
     """The same file is refused, by whatever name; another in the same folder is not."""
     (tmp_path / "link").symlink_to(tmp_path / "a")
-    with reserved([tmp_path / "a"], room=1):
+    with reserved([tmp_path / "a"], needed_bytes=1):
         for name in ("a", "link", "./a"):
             with pytest.raises(InputError, match="another run"):
                 reserve_and_write({tmp_path / "b": b"", tmp_path / name: b""})

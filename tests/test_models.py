@@ -1,15 +1,31 @@
-"""The VAE against closed forms, torch.distributions and numerical integration."""
+"""The models against closed forms, torch.distributions and numerical integration."""
 
 import math
-from statistics import NormalDist
 
 import numpy as np
 import pytest
 import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
+import models
 from data import as_input
-from models import SHIPPED, VAE, AutoEncoder, load_checkpoint
+from lib import latent_grid
+from models import (
+    SHIPPED,
+    VAE,
+    AutoEncoder,
+    Decoder,
+    GridVAE,
+    HiddenLayer,
+    InputLayer,
+    RegionEncoder,
+    decode_images,
+    draw_noise,
+    load_checkpoint,
+    make_model,
+)
+
+SMALL = (8, 8), (8, 8)  # widths of an encoder and a decoder
 
 
 @pytest.fixture(scope="module")
@@ -24,35 +40,179 @@ def images(mnist):
     return as_input(mnist.test_images[-60:].copy())
 
 
-@pytest.fixture(scope="module")
-def log_likelihoods(shipped, images):
-    """log p(x) of the images under the shipped model, [60]."""
-    return shipped.log_likelihood(images)
-
-
 def log_p_x_given_z(vae, x, z):
     """log p(x|z) by torch.distributions, for grey pixels the cross-entropy, [N]."""
     return Bernoulli(logits=vae.decode(z), validate_args=False).log_prob(x).sum(1)
 
 
-def product_decoder(slope, each):
-    """Logits slope * z_1 for the first pixels and slope * z_2 for the next, 0 for the others."""
-    decoder = torch.nn.Linear(2, 784, bias=False)
-    decoder.weight.data[:] = 0
-    decoder.weight.data[:each, 0] = decoder.weight.data[each : 2 * each, 1] = slope
-    return decoder
+# --- Networks ---------------------------------------------------------------------------------
 
 
-def test_auto_encoder_samples_like_its_codes(images):
+def test_layers_by_numpy():
+    """GELU(x) is x times the distribution function of N(0, 1)."""
+    torch.manual_seed(0)
+    for layer, skips in (
+        (InputLayer(5, 5), False),
+        (HiddenLayer(5, 5), True),
+        (HiddenLayer(5, 3), False),
+    ):
+        h = torch.randn(4, 5)
+        linear = h.numpy() @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
+        known = linear * np.vectorize(math.erf)(linear / math.sqrt(2)) / 2 + linear / 2
+        if skips:
+            known = known + h.numpy()
+        assert layer(h).detach().numpy() == pytest.approx(known, abs=1e-5)
+
+
+def test_mlp_has_the_widths_it_is_given():
+    network = models.mlp(7, (6, 5, 5), 3)
+    assert [type(layer).__name__ for layer in network] == [
+        "InputLayer", "HiddenLayer", "HiddenLayer", "Linear",
+    ]  # fmt: skip
+    assert [(layer.in_features, layer.out_features) for layer in network] == [
+        (7, 6), (6, 5), (5, 5), (5, 3),
+    ]  # fmt: skip
+    assert models.encoder_body((6, 5))(torch.rand(2, 784)).shape == (2, 5)
+
+
+def test_what_the_decoder_sees():
+    """Quantiles from -4 to 4, and sines and cosines of them and of their halves, by NumPy."""
+    z = torch.randn(50, 3)
+    ours = Decoder(3, (8, 8)).features(z).numpy()
+    quantiles = 4 * np.vectorize(math.erf)(z.numpy() / math.sqrt(2))
+    known = [quantiles, np.sin(quantiles / 2), np.cos(quantiles / 2)]
+    known += [np.sin(quantiles), np.cos(quantiles)]
+    assert ours == pytest.approx(np.concatenate(known, axis=1), abs=1e-5)
+
+
+@pytest.fixture
+def encoder():
+    """A region encoder of 3 x 3 regions whose Gaussians differ."""
+    torch.manual_seed(0)
+    encoder = RegionEncoder((8, 8), regions=3, readout=5)
+    torch.nn.init.normal_(encoder.matrices.weight)
+    return encoder
+
+
+def test_gaussians_are_relative_to_their_region(encoder):
+    """With matrices of zeros: at the region's centre, as wide as exp(-3 / 2) regions."""
+    features = torch.rand(9, 8)
+    encoder.matrices.weight.data.zero_()
+    mean, logvar = encoder.gaussian(features, torch.arange(9)).detach().chunk(2, dim=1)
+    third = Normal(0.0, 1.0).icdf(torch.tensor([1 / 6, 1 / 2, 5 / 6]))
+    torch.testing.assert_close(mean, torch.cartesian_prod(third, third), rtol=0, atol=1e-5)
+    # How much a step in z is in regions: three times the density of N(0, 1).
+    width = 1 / (3 * Normal(0.0, 1.0).log_prob(mean).exp())
+    torch.testing.assert_close(logvar, 2 * width.log() - 3, rtol=1e-4, atol=1e-4)
+
+
+def test_each_region_has_a_matrix_of_its_own(encoder):
+    """Rows: two of the mean, in widths of the region, two of the log-variance; last, offsets."""
+    features, region = torch.rand(2, 8), torch.tensor([5, 7])
+    ours = encoder.gaussian(features, region).detach()
+    read = encoder.readout(features).detach().numpy()
+    for number, place in enumerate(((1, 2), (2, 1))):
+        matrix = encoder.matrices.weight[region[number]].detach().numpy().reshape(4, 6)
+        shift = matrix[:, :5] @ read[number] + matrix[:, 5]
+        centre = Normal(0.0, 1.0).icdf((torch.tensor(place) + 0.5) / 3)
+        width = (1 / (3 * Normal(0.0, 1.0).log_prob(centre).exp())).numpy()
+        known = [*(centre.numpy() + width * shift[:2]), *(2 * np.log(width) - 3 + shift[2:])]
+        assert ours[number].numpy() == pytest.approx(known, abs=1e-4)
+
+
+def test_the_encoder_answers_with_its_likeliest_region(encoder):
+    x = torch.rand(4, 784)
+    encoder.region.weight.data.zero_()
+    for region in (0, 4, 8):
+        encoder.region.bias.data.zero_()
+        encoder.region.bias.data[region] = 1
+        known = encoder.gaussian(encoder.body(x), torch.full((4,), region))
+        assert torch.equal(encoder(x), known)
+
+
+def test_a_new_encoder_starts_at_its_regions_centres():
+    torch.manual_seed(0)
+    encoder = RegionEncoder((64, 64), regions=9, readout=32)
+    assert encoder.matrices.weight.shape == (81, 4 * 33)
+    assert encoder.matrices.weight.std().item() == pytest.approx(0.02, abs=0.001)
+    assert abs(encoder.matrices.weight.mean().item()) < 0.002
+
+
+def test_codes_have_no_border():
+    """The place inside a region at the rim can be learnt to lie beyond every region's centre."""
+    encoder, target = RegionEncoder((8,), 27, 64), torch.tensor([[4.0, -4.0]])
+    features, region = torch.rand(1, 8), torch.tensor([27 * 26])
+    optimizer = torch.optim.Adam(encoder.parameters(), lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        (encoder.gaussian(features, region)[:, :2] - target).square().sum().backward()
+        optimizer.step()
+    assert (encoder.gaussian(features, region)[:, :2] - target).abs().max() < 0.1
+
+
+# --- Models -----------------------------------------------------------------------------------
+
+
+def test_the_model_that_is_made():
+    assert {type(make_model("ae", dim)) for dim in (1, 2, 20)} == {AutoEncoder}
+    assert [type(make_model("vae", dim)) for dim in (1, 2, 3)] == [VAE, GridVAE, VAE]
+    for kind in ("vae", "ae"):
+        for dim in (1, 2, 20):
+            model = make_model(kind, dim)
+            assert model.latent_dim == model.decoder.latent_dim == dim
+            x = torch.rand(3, 784)
+            assert model.codes(x).shape == (3, dim)
+            assert model.decode(model.codes(x)).shape == (3, 784)
+
+
+@pytest.mark.parametrize("made", [AutoEncoder(5, *SMALL), VAE(5, *SMALL), GridVAE(*SMALL)])
+def test_a_config_builds_the_same_architecture(made):
+    again = type(made)(**made.config)
+    assert again.config == made.config
+    shapes = [
+        {name: weight.shape for name, weight in model.state_dict().items()}
+        for model in (made, again)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+def test_default_architectures():
+    grid, plain = GridVAE(), VAE(20)
+    assert [layer.out_features for layer in grid.encoder.body] == [256] * 4
+    assert [layer.out_features for layer in plain.encoder] == [512, 512, 256, 40]
+    for model in (grid, plain, AutoEncoder(2)):
+        assert [part.out_features for part in model.decoder.net] == [*[256] * 4, 512, 784]
+    assert (grid.regions, grid.readout, grid.grid_side, grid.latent_dim) == (27, 64, 81, 2)
+    assert [layer.out_features for layer in AutoEncoder(3).encoder] == [512, 512, 256, 3]
+    with pytest.raises(ValueError, match="grid_side 81 is not a multiple of regions 10"):
+        GridVAE(regions=10)
+
+
+def test_an_auto_encoder_samples_like_its_codes(images):
     torch.manual_seed(0)
     model = AutoEncoder(5).eval()
-    model.fit_samples(images)
+    model.fit_sampler(images)
     codes = model.codes(images).detach()
     drawn = model.decoder.sample(torch.randn(200_000, 5))
     scale = codes.std(0)
     torch.testing.assert_close(drawn.mean(0) / scale, codes.mean(0) / scale, rtol=0, atol=0.02)
     both = [torch.cov(part.T, correction=0) / torch.outer(scale, scale) for part in (drawn, codes)]
     torch.testing.assert_close(*both, rtol=0, atol=0.02)
+
+
+def test_a_sampler_of_codes_that_do_not_vary_or_are_not_finite():
+    model = AutoEncoder(3, *SMALL)
+    model.fit_sampler(torch.rand(1, 784).repeat(5, 1))
+    drawn = model.decoder.sample(torch.randn(4, 3))
+    torch.testing.assert_close(drawn, drawn[:1].expand(4, 3), rtol=0, atol=1e-5)
+    model.encoder[0].weight.data[:] = torch.nan
+    model.fit_sampler(torch.rand(5, 784))  # no error: the loss tells
+
+
+def test_a_vae_samples_from_the_prior():
+    vae, noise = VAE(3, *SMALL), torch.randn(4, 3)
+    vae.fit_sampler(torch.rand(5, 784))
+    assert torch.equal(vae.decoder.sample(noise), noise)
 
 
 @pytest.mark.parametrize("kind", ["shipped", "plain"])
@@ -67,81 +227,77 @@ def test_elbo_terms_agree_with_torch_distributions(request, images, kind):
         theirs = torch.stack([log_p_x_given_z(vae, x, posterior.sample()) for _ in range(1000)])
         error = (likelihood.var(0) / 100 + theirs.var(0) / 1000).sqrt()
         assert ((likelihood.mean(0) - theirs.mean(0)).abs() < 5 * error + 1e-3).all()
-        exact = kl_divergence(posterior, Normal(0.0, 1.0)).sum(1)
-        torch.testing.assert_close(divergence[0], exact, rtol=1e-4, atol=1e-4)
+        known = kl_divergence(posterior, Normal(0.0, 1.0)).sum(1)
+        torch.testing.assert_close(divergence[0], known, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("latent_dim", [1, 2, 3])
-def test_log_likelihood_of_a_decoder_that_ignores_its_code(latent_dim):
+def test_elbo_of_an_auto_encoder_is_the_cross_entropy(images):
+    model = AutoEncoder(4).eval()
+    with torch.no_grad():
+        likelihood, divergence = model.elbo(images)
+        known = log_p_x_given_z(model, images, model.codes(images))
+    torch.testing.assert_close(likelihood, known)
+    assert divergence.tolist() == [0] * 60
+
+
+def test_elbo_with_another_posterior_and_its_own_random_stream(images):
+    """A Gaussian of no width gives p(x|z) at its mean; a generator decides what is drawn."""
+    vae = VAE(2, *SMALL).eval()
+    mean, logvar = torch.randn(60, 2), torch.full((60, 2), -60.0)
+    with torch.no_grad():
+        likelihood, _ = vae.elbo(images, (mean, logvar))
+        torch.testing.assert_close(likelihood, log_p_x_given_z(vae, images, mean))
+        state = torch.get_rng_state()
+        seeds = (3, 3, 4)
+        drawn = [
+            vae.elbo(images, generator=torch.Generator().manual_seed(seed))[0] for seed in seeds
+        ]
+        assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("model", [VAE(1), GridVAE(), VAE(3)])
+def test_log_likelihood_of_a_decoder_that_ignores_its_code(model):
     """Then log p(x) is that of independent pixels, whatever the latents."""
-    vae, logits = VAE(latent_dim).eval(), torch.linspace(-3, 3, 784)
-    vae.decoder.net[-1].weight.data[:] = 0
-    vae.decoder.net[-1].bias.data[:] = logits
+    logits = torch.linspace(-3, 3, 784)
+    model.decoder.net[-1].weight.data[:] = 0
+    model.decoder.net[-1].bias.data[:] = logits
     x = torch.rand(5, 784).round()
     known = Bernoulli(logits=logits).log_prob(x).sum(1)
-    tolerance = 2e-3 if latent_dim == 2 else 0.2  # by quadrature, or by importance sampling
-    ours = vae.log_likelihood(x, side=81, samples=500)
+    if isinstance(model, GridVAE):
+        tolerance, ours = 2e-3, model.log_likelihood(x, side=81)
+    else:
+        tolerance, ours = 0.2, model.log_likelihood(x, samples=500)
     torch.testing.assert_close(ours, known, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("slope", [0.5, 3.0])
-def test_log_likelihood_of_a_product_by_one_dimensional_integration(slope):
-    """With z_1 and z_2 acting on different pixels the integral factorises; NumPy does each part."""
-    vae, each = VAE(2).eval(), 20
-    vae.decoder = product_decoder(slope, each)
-    ink = [(10, 10), (13, 4), (12, 8)]
-    x = torch.zeros(len(ink), 784)
-    for row, (first, second) in zip(x, ink, strict=True):
-        row[:first] = row[each : each + second] = 1
-    z = np.linspace(-12, 12, 200_001)
-    prior = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-    ink_probability = 1 / (1 + np.exp(-slope * z))
-
-    def log_factor(count):
-        density = prior * ink_probability**count * (1 - ink_probability) ** (each - count)
-        return math.log(density.sum() * (z[1] - z[0]))
-
-    known = [log_factor(a) + log_factor(b) + (784 - 2 * each) * math.log(0.5) for a, b in ink]
-    torch.testing.assert_close(vae.log_likelihood(x), torch.tensor(known), rtol=0, atol=2e-3)
-
-
-def test_posterior_finds_a_known_peak():
-    """With factorising pixels each coordinate's peak solves z = slope (ink - each p(z))."""
-    vae, each, slope = VAE(2).eval(), 40, 3.0
-    vae.decoder = product_decoder(slope, each)
-    x = torch.zeros(1, 784)
-    x[0, :30] = x[0, each : each + 8] = 1
-    mean, logvar = vae.posterior(x)
-    for coordinate, ink in enumerate((30, 8)):
-        z, step = 0.0, 5.0
-        for _ in range(60):  # bisection: the slope of the log density falls with z
-            p, step = 1 / (1 + math.exp(-slope * z)), step / 2
-            z += math.copysign(step, slope * (ink - each * p) - z)
-        assert mean[0, coordinate] == pytest.approx(z, abs=0.003)
-        known = -math.log(1 + each * slope**2 * p * (1 - p))
-        assert logvar[0, coordinate] == pytest.approx(known, abs=0.1)  # differences
-
-
-def test_quadrature(shipped, images, log_likelihoods):
-    """It has converged; by tiles it is the same as all nodes at once, in double precision."""
-    difference = log_likelihoods[:25] - shipped.log_likelihood(images[:25], side=648)
-    assert difference.mean().abs() < 0.02
-    assert difference.abs().median() < 0.001
-    x, side = images[:10], 162
-    axis = torch.tensor([NormalDist().inv_cdf((i + 0.5) / side) for i in range(side)])
-    codes = torch.cartesian_prod(axis, axis)
-    with torch.no_grad():
-        logits = torch.cat([shipped.decode(part) for part in codes.split(4000)]).double()
-    log_weight = -torch.nn.functional.softplus(logits).sum(1) - 2 * math.log(side)
-    known = (x.double() @ logits.T + log_weight).logsumexp(1)
-    ours = shipped.log_likelihood(x, side=side).double()
-    torch.testing.assert_close(ours, known, rtol=0, atol=1e-3)
-
-
-def test_elbo_of_the_posterior_is_a_tight_lower_bound(shipped, images, log_likelihoods):
+def test_importance_samples_bound_the_quadrature(images):
+    """From below, and the closer the more there are: the two ways to log p(x) on one model."""
     torch.manual_seed(0)
+    vae = GridVAE().eval()
+    vae.decoder.net[-1].weight.data.mul_(3)  # so that codes matter
+    # A posterior that is neither the prior nor the right one.
+    vae.encode = lambda x: (torch.full((len(x), 2), 0.1), torch.full((len(x), 2), 0.2))
+    known = vae.log_likelihood(images, side=81)
+    gaps = [known - VAE.log_likelihood(vae, images, samples=n) for n in (1, 20, 500)]
+    one, twenty, many = (gap.mean().item() for gap in gaps)
+    assert one > twenty + 0.1 > twenty > many > -0.03
+    assert gaps[2].abs().max() < 0.5
+    x = images.repeat(18, 1)  # more than one batch
+    first, again, other = (
+        VAE.log_likelihood(vae, x, 2, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert 0 < (known.repeat(18) - first).mean() < one
+
+
+def test_elbo_of_the_laplace_posterior_is_a_tight_lower_bound(shipped, images):
+    torch.manual_seed(0)
+    log_likelihoods = shipped.log_likelihood(images)
     with torch.no_grad():
-        q = [part.repeat(50, 1) for part in shipped.posterior(images)]
+        q = [part.repeat(50, 1) for part in shipped.laplace_posterior(images)]
         elbo = torch.sub(*shipped.elbo(images.repeat(50, 1), q)).view(50, -1)
         gap = log_likelihoods - elbo.mean(0)
     standard_error = elbo.std(0) / 50**0.5
@@ -149,11 +305,47 @@ def test_elbo_of_the_posterior_is_a_tight_lower_bound(shipped, images, log_likel
     assert 0 < gap.mean() < 1
 
 
-def test_importance_samples_bound_the_quadrature(images):
-    """The two ways to log p(x) on one model."""
-    torch.manual_seed(0)
-    vae = VAE(2).eval()
-    vae.encode = lambda x: 2 * (torch.zeros(len(x), 2),)  # the prior itself
-    exact = vae.log_likelihood(images[:20], side=81)
-    sampled = vae._importance_sampled(images[:20], samples=500)
-    torch.testing.assert_close(sampled, exact, rtol=0, atol=0.5)
+def test_a_latent_grid_of_the_models_decoder(shipped):
+    grid = shipped.latent_grid()
+    assert grid.codes.shape == (81**2, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(grid.logits[:50], shipped.decode(grid.codes[:50]))
+    assert not grid.logits.requires_grad
+    assert shipped.latent_grid(27).codes.shape == (27**2, 2)
+    known = latent_grid.square_grid(shipped.decoder, 27)
+    assert torch.equal(shipped.latent_grid(27).logits, known.logits)
+
+
+# --- Probabilities ----------------------------------------------------------------------------
+
+
+def test_noise_of_a_shape_and_type():
+    like = torch.zeros(3, 4, dtype=torch.double)
+    generator = torch.Generator().manual_seed(5)
+    drawn = models.standard_normal_like(like, generator)
+    assert (drawn.dtype, drawn.shape) == (torch.double, (3, 4))
+    assert torch.equal(drawn, models.standard_normal_like(like, generator.manual_seed(5)))
+
+
+def test_decoded_images_are_the_bernoulli_means(shipped):
+    codes = np.array([[0.5, -1.0], [1.5, 0.25]], dtype=np.float32)
+    images = decode_images(shipped.decoder, codes)
+    with torch.no_grad():
+        logits = shipped.decode(torch.from_numpy(codes)).double().numpy()
+    assert images == pytest.approx(1 / (1 + np.exp(-logits)), abs=1e-6)
+
+
+def test_each_even_draw_is_a_sample_of_the_prior():
+    """Of 16 points of a scrambled Sobol sequence each 16th of N(0, 1) holds one, by its theory."""
+    for draws in ("even", "random"):
+        shares = 8 + 8 * torch.erf(draw_noise(16, 3, 0, draws).double() / 2**0.5)
+        for column in shares.int().T.tolist():
+            assert (sorted(column) == list(range(16))) == (draws == "even")
+    noise = torch.stack([draw_noise(20, 2, seed, "even")[-1] for seed in range(4000)])
+    torch.testing.assert_close(noise.mean(0), torch.zeros(2), rtol=0, atol=0.06)
+    torch.testing.assert_close(noise.T.cov(), torch.eye(2), rtol=0, atol=0.09)
+    independent = draw_noise(20_000, 3, 7, "random")
+    torch.testing.assert_close(independent.mean(0), torch.zeros(3), rtol=0, atol=0.04)
+    torch.testing.assert_close(independent.T.cov(), torch.eye(3), rtol=0, atol=0.04)
+    assert torch.equal(independent, draw_noise(20_000, 3, 7, "random"))
+    assert draw_noise(2**15, 2, 0, "even").isfinite().all()

@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-import plots
+import auto_encoder
+from auto_encoder import History
+from lib import plots
 
 RNG = np.random.default_rng(0)
 
@@ -16,18 +18,17 @@ RNG = np.random.default_rng(0)
 @pytest.fixture(autouse=True)
 def figures(monkeypatch):
     """The Matplotlib figures that are made, in order."""
-    made, make = [], plots._figure
+    made, make = [], plots.new_figure
     keep = lambda *size, **options: made.append(make(*size, **options)) or made[-1]  # noqa: E731
-    monkeypatch.setattr(plots, "_figure", keep)
+    monkeypatch.setattr(plots, "new_figure", keep)
     with plots.own_style():
         yield made
 
 
-def slope():
+def slope(codes):
     """Decodes a code z to an image of one grey level, which rises with z_1 and faster with z_2."""
-    decoder = torch.nn.Linear(2, 784, bias=False)
-    decoder.weight.data[:] = torch.tensor([0.1, 1.0])
-    return decoder
+    grey = 1 / (1 + np.exp(-codes @ [0.1, 1.0]))
+    return np.repeat(grey[:, None], 784, axis=1)
 
 
 def assert_drawn(axes, points):
@@ -73,7 +74,7 @@ def test_manifold_lies_as_the_scatter_does(figures):
     """The same axes, at the same place in both pictures; each image at the code it is of."""
     plane = plots.plane_of(codes := RNG.normal(size=(100, 2)))
     plots.draw_scatter(codes, np.arange(100) % 10, plane, "codes")
-    plots.draw_manifold(slope(), plane)
+    plots.draw_decoded_plane(slope, plane)
     scatter, axes = (figure.axes[0] for figure in figures)
     assert np.array_equal(scatter.get_window_extent().bounds, axes.get_window_extent().bounds)
     assert np.array_equal(scatter.figure.bbox.size, axes.figure.bbox.size)
@@ -95,7 +96,7 @@ def test_manifold_lies_as_the_scatter_does(figures):
 @pytest.mark.parametrize(("count", "latent_dim"), [(1, 2), (20, 2), (60, 2), (3, 1), (3, 20)])
 def test_generated_images_stand_over_their_codes_and_on_the_map(figures, count, latent_dim):
     images, codes = RNG.random((count, 28, 28)), RNG.normal(size=(count, latent_dim))
-    plots.draw_generated(torch.tensor(images), torch.tensor(codes), slope())
+    plots.draw_sheet(images, codes, slope)
     sheet, *below = figures[0].subfigs
     names = [f"{number:02d}" for number in range(min(count, 50))]
     above, under = np.array(sheet.axes).reshape(2, len(names))
@@ -120,7 +121,7 @@ def test_generated_images_stand_over_their_codes_and_on_the_map(figures, count, 
 def test_panels_share_their_axes(figures):
     labels = RNG.integers(0, 10, 200)
     points = {f"after {n}": RNG.normal(size=(200, 2)) * (1 + n) for n in (0, 1, 2, 5)}
-    plots.draw_scatter_epochs(points, labels, plots.plane_of(points["after 0"]))
+    plots.draw_scatters(points, labels, plots.plane_of(points["after 0"]))
     axes = figures[0].axes
     assert [panel.get_title() for panel in axes] == list(points)
     assert len({(panel.get_xlim(), panel.get_ylim()) for panel in axes}) == 1
@@ -128,29 +129,62 @@ def test_panels_share_their_axes(figures):
         assert_drawn(panel, part)
 
 
+class Slope(torch.nn.Module):
+    """A model whose code is the first two pixels, decoded to one grey level."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder = torch.nn.Linear(2, 784)
+
+    def codes(self, x):
+        return x[:, :2]
+
+    def decode(self, z):
+        return self.decoder(z)
+
+
+def shown(views, epochs, log=({"train": {"L_tot": 1.0}},)):
+    """What is shown of a training with snapshots after so many epochs."""
+    model, x = Slope(), torch.rand(20, 784)
+    digits = SimpleNamespace(
+        x_shown=x,
+        last_x_test=x,
+        last_test_labels=np.arange(20) % 10,
+        test_name="test",
+    )
+    snapshots = {n: auto_encoder.snapshot(model, digits) for n in views}
+    history = History(list(log), snapshots, {})
+    return auto_encoder.gather_views(model, digits, history, epochs)
+
+
 def test_panels_say_when(monkeypatch):
     """In order, up to the best epoch; reconstructions of an untrained model are left out."""
-    drawn, model = {}, slope()
-    for name in ("scatter_epochs", "reconstructions", "scatter"):
-        draw = lambda shown, *_, name=name: drawn.update({name: shown})  # noqa: E731
-        monkeypatch.setattr(plots, f"draw_{name}", draw)
-    model.codes, model.decode, model.decoder = lambda x: x[:, :2], model.forward, slope()
-    x = torch.rand(20, 784)
-    labels = np.arange(20) % 10
-    digits = SimpleNamespace(x_shown=x, x_test=x, test_labels=labels, which="test")
-    views = {n: plots.snapshot(model, digits) for n in (20, 10, 2, 1, 0)}
-    history = {"log": [{"train": {"L_tot": 1.0}}], "snapshots": views}
-    plots.draw(model, digits, history, 5, all_figures=True)
+    drawn = {}
+    for name in ("draw_scatters", "draw_image_panels", "draw_scatter"):
+        draw = lambda first, *_, name=name: drawn.update({name: first})  # noqa: E731
+        monkeypatch.setattr(plots, name, draw)
+    auto_encoder.draw_pictures(shown((20, 10, 2, 1, 0), epochs=5), with_figures=True)
     times = ["before training", "after 1 epoch", "after 2 epochs", "after 5 epochs"]
-    assert list(drawn["scatter_epochs"]) == times
-    assert list(drawn["reconstructions"]) == ["test images", *times[1:]]
-    assert np.array_equal(drawn["scatter"], drawn["scatter_epochs"]["after 5 epochs"])
+    assert list(drawn["draw_scatters"]) == times
+    assert list(drawn["draw_image_panels"]) == ["test images", *times[1:]]
+    assert np.array_equal(drawn["draw_scatter"], drawn["draw_scatters"]["after 5 epochs"])
+
+
+def test_another_picture_is_one_function_and_one_entry(monkeypatch):
+    """And one that makes no sense for a model is not there."""
+    more = {**auto_encoder.FIGURES, "new": lambda _: b"png", "none": lambda _: None}
+    monkeypatch.setattr(auto_encoder, "FIGURES", more)
+    pictures = auto_encoder.draw_pictures(shown((0, 1), epochs=1), with_figures=True)
+    assert list(pictures) == ["scatter", *(name for name in more if name != "none")]
+    assert pictures["new"] == b"png"
+    pictures = auto_encoder.draw_pictures(shown((0, 1), epochs=1), with_figures=False)
+    assert list(pictures) == ["scatter"]
 
 
 def test_reconstructions_stand_where_their_originals_do(figures):
     originals = RNG.random((100, 784))
     shown = {"test images": originals, "one": originals / 2, "two": originals / 3}
-    plots.draw_reconstructions(shown)
+    plots.draw_image_panels(shown)
     assert [axes.get_title() for axes in figures[0].axes] == list(shown)
     for axes, images in zip(figures[0].axes, shown.values(), strict=True):
         tile = axes.images[0].get_array()[28:56, 84:112]
@@ -158,11 +192,11 @@ def test_reconstructions_stand_where_their_originals_do(figures):
 
 
 def test_loss_curves_and_the_gap(figures):
-    """The gap is between the test curve and the exact posterior's, where that is there."""
+    """The gap is between the test curve and the Laplace posterior's, where that is there."""
     curves = {"train": [200.0, 150.0, 120.0], "test": [190.0, 140.0, 125.0]}
     log = [{s: {"L_tot": curve[n]} for s, curve in curves.items()} for n in range(3)]
-    log[0]["exact"], log[2]["exact"] = {"L_tot": 140.0}, {"L_tot": 116.5}
-    plots.draw_loss(log)
+    log[0]["laplace"], log[2]["laplace"] = {"L_tot": 140.0}, {"L_tot": 116.5}
+    auto_encoder.draw_loss(SimpleNamespace(log=log))
     (axes,) = figures[0].axes
     *lines, dashed = axes.lines
     assert [list(line.get_ydata()) for line in lines] == list(curves.values())
@@ -178,10 +212,10 @@ def test_loss_curves_and_the_gap(figures):
 
 @pytest.mark.parametrize(("latent_dim", "shape"), [(2, None), (32, (4, 8)), (7, (1, 7))])
 def test_sanity_check_shows_codes_as_images_or_numbers(figures, latent_dim, shape):
-    images, codes = RNG.random((100, 28, 28)), RNG.normal(size=(100, latent_dim))
-    plots.draw_sanity_check(images, codes, images / 2)
+    images, codes = RNG.random((10, 28, 28)), RNG.normal(size=(10, latent_dim))
+    plots.draw_image_code_image(images, codes, images / 2)
     rows = np.array(figures[0].axes).reshape(3, 10)
-    for above, middle, below, image, code in zip(*rows, images[::10], codes[::10], strict=True):
+    for above, middle, below, image, code in zip(*rows, images, codes, strict=True):
         assert np.array_equal(above.images[0].get_array(), image)
         assert np.array_equal(below.images[0].get_array(), image / 2)
         if shape is None:

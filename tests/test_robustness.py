@@ -3,6 +3,7 @@
 The long version is tests/stress.py; damaged input has a file of its own, test_damage.py.
 """
 
+import ast
 import contextlib
 import graphlib
 import os
@@ -23,7 +24,8 @@ from conftest import no_file_larger_than
 
 import auto_encoder
 import decoder_generate
-from files import replace_images
+from auto_encoder import FIGURES
+from lib.files import replace_images
 from models import load_checkpoint
 
 
@@ -65,9 +67,11 @@ def test_stopped_in_every_way_and_resumed(tmp_path, tiny_mnist):
     third.kill()
     third.communicate()
     assert call(auto_encoder, *broken, "--resume").status == 0
-    assert len(digests(folders[0])) == 7
+    names = {"vae.safetensors", "encoder.png", *(f"figures/{name}.png" for name in FIGURES)}
+    assert set(digests(folders[0])) == names
     assert digests(folders[0]) == digests(folders[1])
     assert not list(tmp_path.rglob(".*"))
+    assert not list(tmp_path.rglob("*.resume.*"))  # nothing is left to continue
 
 
 def test_older_outputs_stay(tmp_path, trained, small_mnist, monkeypatch):
@@ -95,9 +99,10 @@ def test_trouble_in_the_second_epoch(tmp_path, tiny_mnist, monkeypatch, model, t
     with contextlib.ExitStack() as full, monkeypatch.context() as patched:
 
         def troubled(model, *arguments):
-            if arguments[3] == 1 and trouble == "--lr":
+            epoch = arguments[2]
+            if epoch == 1 and trouble == "--lr":
                 model.decoder.net[0].weight.data[0, 0] = torch.nan
-            elif arguments[3] == 1:
+            elif epoch == 1:
                 full.enter_context(no_file_larger_than(5 * 10**6))
             return train_epoch(model, *arguments)
 
@@ -155,8 +160,8 @@ def test_another_machine(tmp_path, tiny_mnist):
     assert not list(folder.rglob(".*"))
 
 
-SAY = "import cli; cli.run(lambda: [print('a line', flush=True) for _ in range(3)])"
-GENERATE = "import cli, decoder_generate; cli.run(decoder_generate.main)"
+SAY = "from lib import cli; cli.run(lambda: [print('a line', flush=True) for _ in range(3)])"
+GENERATE = "from lib import cli; import decoder_generate; cli.run(decoder_generate.main)"
 
 
 @pytest.mark.parametrize(
@@ -166,12 +171,15 @@ GENERATE = "import cli, decoder_generate; cli.run(decoder_generate.main)"
         (SAY, ">&- 2>&- <&-", 0, ""),
         (GENERATE, "--help > /dev/full", 2,
          "-c: standard output: No space left on device\n"),
-        ("import cli; cli.run(lambda: open('no\\nsuch\\udcff'))", "", 2,
+        ("from lib import cli; cli.run(lambda: open('no\\nsuch\\udcff'))", "", 2,
          "-c: no\\nsuch\\udcff: No such file or directory\n"),
-        ("import cli, torch; cli.run(lambda: torch.empty(10**15))", "", 2,
-         "-c: not enough memory; give a smaller --batch-size or close other programs\n"),
+        ("from lib import cli; import torch; "
+         "cli.run(lambda: torch.empty(10**15), memory_advice='take a rest')", "", 2,
+         "-c: not enough memory; take a rest\n"),
+        ("import sys, models; assert not {'matplotlib', 'torchvision'} & set(sys.modules)",
+         "", 0, ""),
         # An import runs nothing, needs no torchvision, and draws nothing yet.
-        ("import sys, cli, auto_encoder, decoder_generate, plots; "
+        ("import sys, auto_encoder, decoder_generate; from lib import cli, plots; "
          "assert not {'matplotlib', 'torchvision'} & set(sys.modules); cli.run(auto_encoder.main)",
          "--help | grep -q epochs", 0, ""),
     ],
@@ -184,12 +192,46 @@ def test_one_line_where_python_would_show_a_traceback(program, redirection, stat
     assert (result.returncode, result.stderr) == (status, complaint)
 
 
+HOMEWORK = {"auto_encoder", "decoder_generate", "models", "data"}
+
+
+def test_the_top_level_is_the_homework():
+    assert {path.stem for path in PROJECT.glob("*.py")} == HOMEWORK
+
+
 def test_data_flows_one_way():
-    """No module imports a script, and none imports itself by way of others."""
+    """Scripts -> models, data -> lib; nothing imports a script, and no module itself."""
     imports = {}
-    for path in [*PROJECT.glob("*.py"), *PROJECT.glob("benchmarks/*.py")]:
+    for path in [*PROJECT.glob("*.py"), *PROJECT.glob("lib/*.py")]:
+        module = ".".join(path.relative_to(PROJECT).with_suffix("").parts)
+        imports[module] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imports[module] |= {name.name for name in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imports[module] |= {node.module, *(f"{node.module}.{n.name}" for n in node.names)}
+    assert len(imports) > 10
+    for module, imported in imports.items():
+        assert not {"auto_encoder", "decoder_generate"} & imported
+        if module in ("models", "data"):
+            assert not HOMEWORK & imported
+        if module.startswith("lib"):
+            assert not HOMEWORK & imported
+    list(graphlib.TopologicalSorter(imports).static_order())  # raises an error if there is a circle
+
+
+def test_the_library_names_no_flag_of_the_scripts():
+    flags = re.findall(r"--[a-z-]{3,}", call(auto_encoder, "--help").stdout)
+    assert "--epochs" in flags
+    for path in PROJECT.glob("lib/*.py"):
         code = path.read_text(encoding="utf-8")
-        found = re.findall(r"^ *(?:from (\S+) )?import (\S+)", code, re.MULTILINE)
-        imports[path.stem] = {module or name for module, name in found}
-    assert not {"auto_encoder", "decoder_generate"} & set().union(*imports.values())
-    assert {"data", "models", "plots"} <= set(graphlib.TopologicalSorter(imports).static_order())
+        assert not [flag for flag in flags if flag in code.replace("--help", "")], path
+
+
+@pytest.mark.parametrize("module", sorted(path.stem for path in PROJECT.glob("lib/*.py")))
+def test_each_file_of_the_library_works_without_the_homework(tmp_path, module):
+    """It is copied elsewhere, with lib/ alone."""
+    shutil.copytree(PROJECT / "lib", tmp_path / "lib")
+    name = "lib" if module == "__init__" else f"lib.{module}"
+    program = f"import sys, {name}; assert not {{'matplotlib', 'torchvision'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)

@@ -1,18 +1,25 @@
-"""The encoder that is taught by Bayes' rule, and its training."""
+"""How the models are trained: settings, losses, optimizers, epochs; and what that gives."""
 
+import dataclasses
 import math
 from statistics import NormalDist
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-import exact
-import training
+import auto_encoder
+from auto_encoder import GRID_SETTINGS, PLAIN_SETTINGS
 from data import as_input
-from models import REGIONS, VAE, AutoEncoder, Encoder
-from ordering import gradient_histograms, ordered_places, upright
+from lib import latent_grid
+from lib.errors import InputError
+from lib.som import som_positions
+from models import VAE, AutoEncoder, GridVAE, HiddenLayer
+
+SMALL = (8, 8), (8, 8)  # widths of an encoder and a decoder
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +28,31 @@ def images(mnist):
     return as_input(mnist.train_images[:250].copy())
 
 
+@pytest.fixture
+def grid_vae():
+    """A VAE whose decoder's images depend on the code."""
+    torch.manual_seed(0)
+    vae = GridVAE()
+    vae.decoder.net[-1].weight.data.mul_(20)
+    return vae
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# --- What training gives ----------------------------------------------------------------------
+
+
 @pytest.fixture(scope="module")
-def taught(images):
+def trained_vae(images):
     """A VAE that saw 250 images 20 times."""
     torch.manual_seed(0)
-    vae, x = VAE(2, (256, 256), (128, 128)), images.repeat(20, 1)
-    settings = {"seed": 0, "epochs": 1, "batch_size": 50, "lr": 5e-3}
-    training.train_epoch(vae, training.make_optimizers(vae), x, {"test": images}, 0, settings)
+    vae, x = GridVAE((256, 256), (128, 128)), images.repeat(20, 1)
+    settings = dataclasses.replace(GRID_SETTINGS, epochs=1, batch_size=50, lr=5e-3)
+    optimizers = auto_encoder.make_optimizers(vae, settings)
+    positions = som_positions(x.view(-1, 28, 28), seed=0)
+    auto_encoder.train_epoch(vae, optimizers, x, 0, settings, positions)
     return vae.eval()
 
 
@@ -37,111 +62,455 @@ def mean_total(vae, x, q, draws=20):
     return -sum(torch.sub(*vae.elbo(x, q)).mean().item() for _ in range(draws)) / draws
 
 
-def test_trained_codes_are_those_of_the_images(taught, images):
+def test_trained_codes_are_those_of_the_images(trained_vae, images):
     """L_tot with q(z|x) is far below that with another image's q, and bounded as it should be."""
     x = images[:100]
-    q, anothers = taught.encode(x), [part.roll(1, 0) for part in taught.encode(x)]
-    ours, best = mean_total(taught, x, q), mean_total(taught, x, taught.posterior(x))
-    assert ours < mean_total(taught, x, anothers) - 50
-    assert -taught.log_likelihood(x, side=162).mean() - 0.1 < best < ours
+    q = trained_vae.encode(x)
+    anothers = [part.roll(1, 0) for part in q]
+    ours = mean_total(trained_vae, x, q)
+    best = mean_total(trained_vae, x, trained_vae.laplace_posterior(x))
+    assert ours < mean_total(trained_vae, x, anothers) - 50
+    assert -trained_vae.log_likelihood(x, side=162).mean() - 0.1 < best < ours
 
 
-def test_codes_have_no_border():
-    """The place inside a region at the rim can be learnt to lie beyond every region's centre."""
-    encoder, target = Encoder((8,)), torch.tensor([[4.0, -4.0]])
-    features, region = torch.rand(1, 8), torch.tensor([REGIONS * (REGIONS - 1)])
-    optimizer = torch.optim.Adam(encoder.parameters(), lr=0.05)
-    for _ in range(200):
-        optimizer.zero_grad()
-        (encoder.place(features, region)[:, :2] - target).square().sum().backward()
-        optimizer.step()
-    assert (encoder.place(features, region)[:, :2] - target).abs().max() < 0.1
+def test_codes_begin_near_their_positions(trained_vae, images):
+    """The posterior was held there in the first epochs, so the decoder learnt it so."""
+    positions = som_positions(images.repeat(20, 1).view(-1, 28, 28), seed=0)[:250]
+    quantiles = Normal(0.0, 1.0).cdf(trained_vae.laplace_posterior(images)[0])
+    distance = (quantiles - positions).norm(dim=1).median()
+    assert distance < 0.4 * (quantiles - positions.roll(1, 0)).norm(dim=1).median()
 
 
-def test_lesson_is_bayes_rule_and_the_elbo(images):
-    """Shares of regions summed up in NumPy; the ELBO by torch.distributions and the decoder."""
+@pytest.mark.parametrize("kind", [GridVAE, VAE, AutoEncoder])
+def test_one_step_moves_every_weight_as_the_seed_says(images, kind):
+    after = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(0)
+        widths = (16, 16), (16, 16)
+        model = kind(*widths) if kind is GridVAE else kind(3, *widths)
+        before = [weight.detach().clone() for weight in model.parameters()]
+        settings = dataclasses.replace(
+            auto_encoder.default_settings(model), batch_size=250, lr=5e-3, seed=seed
+        )
+        optimizers = auto_encoder.make_optimizers(model, settings)
+        positions = torch.rand(250, 2, generator=generator())
+        auto_encoder.train_epoch(model, optimizers, images, 0, settings, positions)
+        after.append(list(model.parameters()))
+        assert not any(map(torch.equal, before, after[-1]))
+    assert all(map(torch.equal, after[0], after[1]))
+    assert not all(map(torch.equal, after[0], after[2]))
+
+
+# --- An epoch ---------------------------------------------------------------------------------
+
+
+class Recorder:
+    """Stands in for an optimizer: what the learning rates are at each step."""
+
+    def __init__(self):
+        self.param_groups = [{"lr_scale": 1.0}, {"lr_scale": 0.6}]
+        self.rates = []
+
+    def step(self):
+        self.rates.append([group["lr"] for group in self.param_groups])
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    """What the loss of a GridVAE is given at each step: images, grid, positions."""
+    calls = []
+
+    def loss(vae, x, grid, positions, settings, generator):
+        calls.append(SimpleNamespace(x=x, grid=grid, positions=positions, generator=generator))
+        return sum(weight.sum() for weight in vae.parameters()), torch.tensor(0.0)
+
+    monkeypatch.setattr(auto_encoder, "grid_loss", loss)
+    return calls
+
+
+def run_epoch(x, epoch=0, positions=None, **changed):
+    """An epoch of a small GridVAE whose optimizer changes nothing: the learning rates."""
+    recorder = Recorder()
+    settings = dataclasses.replace(GRID_SETTINGS, batch_size=5, **changed)
+    auto_encoder.train_epoch(GridVAE(*SMALL), [recorder], x, epoch, settings, positions)
+    return np.array(recorder.rates)
+
+
+def test_an_epoch_meets_every_image_once(losses):
+    x = torch.rand(203, 784)
+    run_epoch(x)
+    assert [len(call.x) for call in losses] == [5] * 40 + [3]
+    seen = torch.cat([call.x for call in losses])
+    assert not torch.equal(seen, x)
+    order = (seen[:, None, :5] == x[:, :5]).all(2).nonzero()[:, 1]
+    assert sorted(order.tolist()) == list(range(203))
+    run_epoch(x)
+    run_epoch(x, epoch=1)
+    run_epoch(x, seed=1)
+    epochs = [torch.cat([call.x for call in losses[41 * n : 41 * n + 41]]) for n in range(4)]
+    assert torch.equal(epochs[0], epochs[1])
+    assert not torch.equal(epochs[0], epochs[2])
+    assert not torch.equal(epochs[0], epochs[3])
+
+
+def test_the_learning_rate_rises_and_falls():
+    """From 0 in a twentieth of all steps, then as half a cosine, to 0; the encoder's is 0.6."""
+    settings = dataclasses.replace(PLAIN_SETTINGS, lr=2.0)
+    known = {0: 0, 0.025: 0.5 * (1 + math.cos(0.025 * math.pi)), 0.5: 1, 0.75: 1 - 0.5**0.5, 1: 0}
+    for progress, rate in known.items():
+        assert auto_encoder.learning_rate(progress, settings) == pytest.approx(rate, abs=1e-9)
+    x, rates = torch.rand(203, 784), []
+    for epoch in range(2):
+        rates.append(run_epoch(x, epoch, epochs=2))
+    rates = np.concatenate(rates)
+    assert len(rates) == 82
+    assert rates[:, 1] == pytest.approx(0.6 * rates[:, 0])
+    assert rates[0, 0] == pytest.approx(0.009 * (0.25 / 41) / 0.05, rel=0.01)
+    assert 0.0085 < rates.max() < 0.009
+    assert rates[:, 0].argmax() == 4  # of 82 steps a twentieth
+    assert (np.diff(rates[4:, 0]) < 0).all()
+    assert rates[40, 0] == pytest.approx(0.0045, rel=0.05)
+    assert 0 < rates[-1, 0] < 1e-5
+
+
+def test_the_grid_is_decoded_anew_every_twenty_steps(losses):
+    run_epoch(torch.rand(203, 784))
+    grids = [id(call.grid.logits) for call in losses]
+    assert grids == [grids[0]] * 20 + [grids[20]] * 20 + [grids[40]]
+    assert len(set(grids)) == 3
+    assert {len(call.grid.codes) for call in losses} == {81**2}
+
+
+def test_the_first_three_epochs_are_near_the_map(losses):
+    """With the positions of the batch's own images, on the coarse grid."""
+    x = torch.rand(20, 784)
+    for epoch in (0, 2, 3):
+        losses.clear()
+        run_epoch(x, epoch, positions=x[:, :2])
+        for call in losses:
+            assert len(call.grid.codes) == (27**2 if epoch < 3 else 81**2)
+            if epoch < 3:
+                assert torch.equal(call.positions, call.x[:, :2])
+            else:
+                assert call.positions is None
+
+
+def test_an_auto_encoder_fits_its_sampler_after_each_epoch(images):
+    model = AutoEncoder(3, *SMALL)
+    settings = dataclasses.replace(PLAIN_SETTINGS, batch_size=100)
+    optimizers = auto_encoder.make_optimizers(model, settings)
+    auto_encoder.train_epoch(model, optimizers, images, 0, settings)
+    codes = model.codes(images)
+    torch.testing.assert_close(model.decoder.mean, codes.mean(0), rtol=1e-4, atol=1e-4)
+
+
+# --- Losses -----------------------------------------------------------------------------------
+
+
+def test_negative_elbo(images):
+    vae = VAE(3, *SMALL)
+    likelihood, divergence = vae.elbo(images, generator=generator(1))
+    loss = auto_encoder.negative_elbo(vae, images, generator(1))
+    assert loss.item() == pytest.approx((divergence - likelihood).mean().item(), rel=1e-6)
+
+
+def test_the_decoder_learns_from_twice_the_posteriors_variance(grid_vae, images, monkeypatch):
+    """And the loss is minus the likelihood there, plus the encoder's."""
+    given, elbo = [], grid_vae.elbo
+
+    def recording(x, q, generator):
+        given.append(q)
+        return elbo(x, q, generator)
+
+    monkeypatch.setattr(grid_vae, "elbo", recording)
+    monkeypatch.setattr(auto_encoder, "encoder_loss", lambda *_: torch.tensor(1000.0))
+    grid = grid_vae.latent_grid()
+    loss, l_tot = auto_encoder.grid_loss(grid_vae, images, grid, None, GRID_SETTINGS, generator(3))
+    mean, logvar = grid_vae.laplace_posterior(images)
+    torch.testing.assert_close(given[0][0], mean)
+    torch.testing.assert_close(given[0][1], logvar + math.log(2))
+    likelihood, divergence = elbo(images, given[0], generator(3))
+    assert loss.item() == pytest.approx(1000 - likelihood.mean().item(), rel=1e-5)
+    assert l_tot.item() == pytest.approx((divergence - likelihood).mean().item(), rel=1e-5)
+
+
+def test_positions_narrow_the_prior(images, monkeypatch):
+    """With a decoder that ignores its code the posterior is the Gaussian around the position."""
     torch.manual_seed(0)
-    vae, x = VAE(2), images[:4]
-    vae.decoder.net[-1].weight.data.mul_(20)  # so that codes matter
-    table = exact.decode_plane(vae.decoder).log_likelihood(x)
-    middles = [NormalDist().inv_cdf((i + 0.5) / 81) for i in range(81)]
-    codes = torch.tensor([[a, b] for a in middles for b in middles])
+    vae, given = GridVAE(), []
+    vae.decoder.net[-1].weight.data.zero_()
+    monkeypatch.setattr(auto_encoder, "encoder_loss", lambda *inputs: given.append(inputs) or 0)
+    positions = torch.tensor([[0.5, 0.5], [0.3, 0.62], [0.1, 0.9]])
+    grid, x = vae.latent_grid(), images[:3]
+    auto_encoder.grid_loss(vae, x, grid, positions, GRID_SETTINGS, generator())
+    encoder, x_given, log_likelihood_grid, settings, _ = given[0]
+    assert encoder is vae.encoder
+    assert x_given is x
+    assert settings is GRID_SETTINGS
+    axis = (np.arange(81) + 0.5) / 81
+    rows, columns = np.meshgrid(axis, axis, indexing="ij")
+    for ours, (row, column) in zip(log_likelihood_grid, positions.tolist(), strict=True):
+        log_density = -((rows - row) ** 2 + (columns - column) ** 2) / (2 * 0.05**2)
+        difference = ours.numpy() - log_density.ravel()
+        assert np.ptp(difference) < 1e-2  # but for a constant, the likelihood
+    mean, _ = latent_grid.fit_laplace(log_likelihood_grid, grid.codes)
+    quantiles = Normal(0.0, 1.0).cdf(mean)
+    assert (quantiles - positions).abs().max() < 0.02  # the prior's own slope draws them inwards
+
+
+def test_encoder_loss_is_bayes_rule_and_the_elbo(grid_vae, images):
+    """Shares of regions summed up in NumPy; the ELBO by torch.distributions and the decoder."""
+    vae, x = grid_vae, images[:4]
+    log_likelihood_grid = vae.latent_grid().log_likelihood(x)
+    axis = [NormalDist().inv_cdf((i + 0.5) / 81) for i in range(81)]
+    codes = torch.tensor([[a, b] for a in axis for b in axis])
     with torch.no_grad():
         logits = vae.decode(codes).double().numpy()
         log_p = x.double().numpy() @ logits.T - np.logaddexp(0, logits).sum(1)
         p = np.exp(log_p - log_p.max(1, keepdims=True)).reshape(4, 27, 3, 27, 3).sum((2, 4))
         shares = torch.tensor(p.reshape(4, -1) / p.sum((1, 2))[:, None])
-        features = vae.encoder.features(x)
+        features = vae.encoder.body(x)
         scores = vae.encoder.region(features)
-        mean, logvar = vae.encoder.place(features, shares.argmax(1)).chunk(2, dim=1)
+        mean, logvar = vae.encoder.gaussian(features, shares.argmax(1)).chunk(2, dim=1)
         q = Normal(mean, (0.5 * logvar).exp())
         logits = vae.decode(q.sample((2000,)).view(-1, 2)).view(2000, 4, 784)
         likelihood = Bernoulli(logits=logits, validate_args=False).log_prob(x).sum(2).mean(0)
         elbo = likelihood - kl_divergence(q, Normal(0.0, 1.0)).sum(1)
         smooth = 0.8 * shares + 0.2 / 27**2
         cross_entropy = -(smooth * scores.log_softmax(1)).sum(1).mean()
-        lessons = torch.stack([vae.encoder.lesson(x, table) for _ in range(500)])
+        stream = generator()
+        losses = [
+            auto_encoder.encoder_loss(vae.encoder, x, log_likelihood_grid, GRID_SETTINGS, stream)
+            for _ in range(500)
+        ]
     known = cross_entropy.item() - 0.1 * elbo.mean().item()
-    assert lessons.mean().item() == pytest.approx(known, abs=0.02)
-    vae.encoder.lesson(x, table).backward()
+    assert torch.stack(losses).mean().item() == pytest.approx(known, abs=0.02)
+    auto_encoder.encoder_loss(vae.encoder, x, log_likelihood_grid, GRID_SETTINGS, stream).backward()
     slope = (scores.softmax(1) - smooth).mean(0).float()
     torch.testing.assert_close(vae.encoder.region.bias.grad, slope, rtol=1e-3, atol=1e-5)
 
 
-def test_interpolation_of_parabolas():
-    """A product of parabolas in the quantiles is met at any code, and so is its gradient."""
+def test_the_elbo_on_the_grid_has_antithetic_samples():
+    """What is odd in the noise cancels: of a likelihood linear in the quantile near a centre."""
+    quantiles = (torch.arange(81.0) + 0.5) / 81
+    values = (100 * quantiles)[:, None].expand(81, 81).reshape(1, -1).expand(200, -1)
+    mean, logvar = torch.zeros(200, 2), torch.full((200, 2), -2.0)
+    elbo = auto_encoder.grid_elbo(torch.cat([mean, logvar], 1), values, generator())
+    divergence = math.exp(-2) - 1 + 2  # of two coordinates, half each
+    torch.testing.assert_close(elbo, torch.full((200,), 50 - divergence), rtol=0, atol=1e-3)
+
+
+def test_the_elbo_on_the_grid_by_numerical_integration():
+    """Of a likelihood that is quadratic in the first quantile, against a sum over z."""
+    quantiles = (torch.arange(81.0) + 0.5) / 81
+    values = (-40 * (quantiles - 0.3) ** 2)[:, None].expand(81, 81).reshape(1, -1)
+    z, mean, logvar = np.linspace(-8, 8, 20_001), 0.4, -0.7
+    density = np.exp(-((z - mean) ** 2) / (2 * math.exp(logvar)))
+    cdf = np.array([NormalDist().cdf(value) for value in z])
+    likelihood = (density * -40 * (cdf - 0.3) ** 2).sum() / density.sum()
+    divergence = (mean**2 + 2 * math.exp(logvar) - 2 - 2 * logvar) / 2
+    gaussian = torch.tensor([[mean, 0.0, logvar, logvar]]).expand(100_000, -1)
+    elbo = auto_encoder.grid_elbo(gaussian, values.expand(100_000, -1), generator()).mean().item()
+    assert elbo == pytest.approx(likelihood - divergence, abs=0.02)
+
+
+# --- Optimizers -------------------------------------------------------------------------------
+
+
+def names_in(model, optimizer):
+    """The names of the parameters in each of an optimizer's groups."""
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [[name_of[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+
+
+@pytest.mark.parametrize("model", [GridVAE(), VAE(20), AutoEncoder(2)])
+def test_muon_has_the_matrices_of_hidden_layers(model):
+    """AdamW all else, and each has the decoder's weights first."""
+    settings = auto_encoder.default_settings(model)
+    muon, adamw = auto_encoder.make_optimizers(model, settings)
+    assert (type(muon).__name__, type(adamw).__name__) == ("Muon", "AdamW")
+    decoder_matrices, encoder_matrices = names_in(model, muon)
+    assert decoder_matrices == [f"decoder.net.{n}.weight" for n in range(1, 5)]
+    if isinstance(model, GridVAE):
+        hidden = [f"encoder.body.{n}.weight" for n in range(1, 4)]
+        assert encoder_matrices == [*hidden, "encoder.readout.weight"]
+    else:
+        assert encoder_matrices == ["encoder.1.weight", "encoder.2.weight"]
+    decoder_others, encoder_others = names_in(model, adamw)
+    assert all(name.startswith("decoder.") for name in decoder_others)
+    assert all(name.startswith("encoder.") for name in encoder_others)
+    known = {name for name, _ in model.named_parameters()}
+    chosen = [*decoder_matrices, *encoder_matrices, *decoder_others, *encoder_others]
+    assert sorted(chosen) == sorted(known)
+
+
+def test_other_bodies_of_the_encoder_go_to_adamw():
+    """A convolution's weights, at the encoder's learning rate and decay."""
+    vae = GridVAE()
+    vae.encoder.body = nn.Sequential(
+        nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 4, 5), nn.Flatten(), HiddenLayer(2304, 256)
+    )
+    muon, adamw = auto_encoder.make_optimizers(vae, GRID_SETTINGS)
+    assert names_in(vae, muon)[1] == ["encoder.body.3.weight", "encoder.readout.weight"]
+    assert {"encoder.body.1.weight", "encoder.body.1.bias"} <= set(names_in(vae, adamw)[1])
+    group = adamw.param_groups[1]
+    assert (group["lr_scale"], group["weight_decay"]) == (0.6, 0.7)
+
+
+@pytest.mark.parametrize("model", [GridVAE(*SMALL), VAE(3, *SMALL)])
+def test_weight_decay(model):
+    """Without a gradient a step shrinks a weight by lr * decay, and by nothing else."""
+    settings = auto_encoder.default_settings(model)
+    optimizers = auto_encoder.make_optimizers(model, settings)
+    auto_encoder.set_learning_rate(optimizers, 0.01)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for optimizer in optimizers:
+        optimizer.step()
+    matrices = {name for groups in names_in(model, optimizers[0]) for name in groups}
+    for name, weight in model.named_parameters():
+        if isinstance(model, GridVAE):
+            decay = 0.7 * 0.6 if name.startswith("encoder") else 0
+        else:
+            decay = 0.4 if name in matrices else 0
+        expected = before[name] * (1 - 0.01 * decay)
+        torch.testing.assert_close(weight.detach(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_both_optimizers_take_steps_of_one_size():
+    """A step of Muon has the root mean square of one of AdamW, about 0.2 of the learning rate."""
+    model = VAE(3, (64, 64), (64, 64))
+    settings = dataclasses.replace(PLAIN_SETTINGS, encoder_hidden_decay=0, decoder_hidden_decay=0)
+    muon, adamw = auto_encoder.make_optimizers(model, settings)
+    auto_encoder.set_learning_rate([muon, adamw], 0.01)
+    matrix = model.decoder.net[1].weight
+    before = matrix.detach().clone()
+    matrix.grad = torch.randn_like(matrix)
+    muon.step()
+    change = (matrix.detach() - before).square().mean().sqrt().item()
+    assert change == pytest.approx(0.2 * 0.01, rel=0.3)
+    assert adamw.defaults["fused"]
+
+
+def test_an_older_pytorch_is_named(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(InputError, match=r"PyTorch 2\.9 or newer is needed, not 2"):
+        auto_encoder.make_optimizers(VAE(3, *SMALL), PLAIN_SETTINGS)
+
+
+def test_the_precision_of_products_is_put_back():
+    """Also after an error."""
+    assert torch.get_float32_matmul_precision() == "highest"
+    inside = []
+
+    def fail():
+        with auto_encoder.matmul_precision("medium"):
+            inside.append(torch.get_float32_matmul_precision())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert inside == ["medium"]
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+# --- The log ----------------------------------------------------------------------------------
+
+
+def test_default_settings():
+    assert auto_encoder.default_settings(GridVAE(*SMALL)) is GRID_SETTINGS
+    assert auto_encoder.default_settings(VAE(2, *SMALL)) is PLAIN_SETTINGS
+    assert auto_encoder.default_settings(AutoEncoder(2, *SMALL)) is PLAIN_SETTINGS
+
+
+def test_held_out_images_are_the_last():
+    x = torch.rand(10, 3)
+    train, validation = auto_encoder.hold_out(x, 4)
+    assert torch.equal(train, x[:6])
+    assert torch.equal(validation, x[6:])
+    assert len(auto_encoder.hold_out(x, 0)[1]) == 0
+    assert len(auto_encoder.hold_out(x, 9)[0]) == 1
+    with pytest.raises(InputError, match=r"--validation 10: there are 10 training images in all"):
+        auto_encoder.hold_out(x, 10)
+
+
+def log_of(*totals):
+    return [{"validation": {"L_tot": total}, "test": {"L_tot": -total}} for total in totals]
+
+
+def test_the_best_epoch_and_the_end():
+    """The first of the best on the held-out images; without any, the last."""
+    assert auto_encoder.best_epoch(log_of(5, 3, 4)) == 1
+    assert auto_encoder.best_epoch(log_of(5, 3, 3)) == 1
+    assert auto_encoder.best_epoch([{"test": {}}, {"test": {}}]) == 1
+    patient = dataclasses.replace(PLAIN_SETTINGS, epochs=5, patience=2)
+    assert not auto_encoder.is_finished([], patient)
+    assert not auto_encoder.is_finished(log_of(3, 4), patient)
+    assert auto_encoder.is_finished(log_of(3, 4, 4), patient)
+    assert not auto_encoder.is_finished(
+        log_of(3, 2, 4, 4), dataclasses.replace(patient, patience=3)
+    )
+    assert not auto_encoder.is_finished(log_of(5, 4, 3, 2), patient)
+    assert auto_encoder.is_finished(log_of(5, 4, 3, 2, 1), patient)
+    endless = dataclasses.replace(PLAIN_SETTINGS, epochs=5)
+    assert not auto_encoder.is_finished(log_of(1, 2, 3, 4), endless)
+
+
+def test_snapshots_are_taken_ever_more_rarely():
+    taken = [epochs for epochs in range(1, 1001) if auto_encoder.is_snapshot_epoch(epochs)]
+    assert taken == [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+
+
+def test_what_an_epoch_measures(images):
+    """Each entry by `elbo` with a fixed seed; that of the Laplace posterior after the map."""
     torch.manual_seed(0)
-    a, b = torch.randn(2, 3, dtype=torch.double)
-    quantiles = (torch.arange(81, dtype=torch.double) + 0.5) / 81
-    powers = torch.stack([quantiles**n for n in range(3)])
-    table = torch.outer(a @ powers, b @ powers).view(1, -1)
-    z = (2 * torch.randn(500, 2, dtype=torch.double)).requires_grad_()
-    ours = exact.interpolate(table.expand(500, -1), z)
-    (gradient,) = torch.autograd.grad(ours.sum(), z)
-    u = Normal(0.0, 1.0).cdf(z.detach())
-    p, q = ((c @ torch.stack([u[:, i] ** n for n in range(3)])) for i, c in enumerate((a, b)))
-    torch.testing.assert_close(ours.detach(), p * q, rtol=0, atol=1e-9)
-    density = (-z.detach().square() / 2).exp() / math.sqrt(2 * math.pi)
-    slopes = [(c[1] + 2 * c[2] * u[:, i]) * density[:, i] for i, c in enumerate((a, b))]
-    known = torch.stack([slopes[0] * q, p * slopes[1]], 1)
-    torch.testing.assert_close(gradient, known, rtol=0, atol=1e-8)
+    vae = GridVAE(*SMALL)
+    x_train, x_validation, x_test = images[:100], images[100:150], images[150:]
+    log = {
+        epoch: auto_encoder.measure(vae, x_train, x_validation, x_test, epoch, GRID_SETTINGS)
+        for epoch in (2, 3)
+    }
+    assert list(log[2]) == ["train", "validation", "test"]
+    assert list(log[3]) == ["train", "validation", "test", "laplace"]
+    assert log[3]["test"] == log[2]["test"]
+    q = vae.laplace_posterior(x_test)
+    for name, x, posterior in (
+        ("train", x_train, None), ("validation", x_validation, None),
+        ("test", x_test, None), ("laplace", x_test, q),
+    ):  # fmt: skip
+        with torch.no_grad():
+            likelihood, divergence = vae.elbo(x, posterior, generator())
+        known = {
+            "L_tot": (divergence - likelihood).mean().item(),
+            "L_likelihood": likelihood.mean().item(),
+            "L_divergence": divergence.mean().item(),
+        }
+        assert log[3][name] == pytest.approx(known, rel=1e-5)
+    without = auto_encoder.measure(VAE(3, *SMALL), x_train, x_train[:0], x_test, 9, PLAIN_SETTINGS)
+    assert list(without) == ["train", "test"]
 
 
-def test_codes_in_order(mnist):
-    """Neighbours on the map show the same digit, though no label was seen."""
-    x, labels = as_input(mnist.train_images[:3000].copy()), mnist.train_labels[:3000]
-    place = 27 * ordered_places(x, 0) - 0.5
-    assert (place - place.round()).abs().max() < 1e-3
-    assert -0.01 < place.min() < 1 < 25 < place.max() < 26.01
-    votes = np.zeros((27, 27, 10), int)
-    np.add.at(votes, (*place.round().long().T.numpy(), labels), 1)
-    around = sum(np.roll(votes, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1))
-    assert votes.max(2).sum() > 2700
-    assert np.take_along_axis(votes, (around - votes).argmax(2)[..., None], 2).sum() > 2500
+def test_a_diverging_loss_is_an_error(images):
+    """If it is not a number, or above ten times that of a blank guess, 5434 nats."""
+    model = AutoEncoder(2, *SMALL)
+    for bias, is_error in ((0.0, False), (7.5, False), (-60.0, True), (math.nan, True)):
+        model.decoder.net[-1].weight.data.zero_()
+        model.decoder.net[-1].bias.data.fill_(bias)
+        if is_error:
+            with pytest.raises(InputError, match="--lr: training diverges"):
+                auto_encoder.mean_elbo(model, images)
+        else:
+            assert auto_encoder.mean_elbo(model, images)["L_tot"] < 5435
+    assert not model.training
 
 
-def test_features_of_the_map(mnist):
-    """Ink that leaned does so no more; a ramp's gradient points one way everywhere."""
-    images = upright(as_input(mnist.train_images[:200].copy())).double().numpy()
-    y, x = np.mgrid[:28, :28]
-    for image in images:
-        assert abs(np.cov(y.ravel(), x.ravel(), aweights=image.ravel())[0, 1]) < 1
-    for way, ramp in ((0, x), (2, y), (4, -x), (5, -x - y)):
-        histogram = gradient_histograms(torch.from_numpy(ramp[None] / 28)).view(8, 25)
-        assert torch.allclose(histogram[way], torch.tensor(0.2).double(), atol=1e-6)
-
-
-@pytest.mark.parametrize(("kind", "latent_dim"), [(VAE, 2), (VAE, 3), (AutoEncoder, 2)])
-def test_one_step_moves_every_weight_as_the_seed_says(images, kind, latent_dim):
-    after = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(0)
-        model = kind(latent_dim, (16, 16), (16, 16))
-        before = [weight.detach().clone() for weight in model.parameters()]
-        settings = {"seed": seed, "epochs": 20, "batch_size": 250, "lr": 5e-3}
-        optimizers = training.make_optimizers(model)
-        training.train_epoch(model, optimizers, images, {"test": images}, 0, settings)
-        after.append(list(model.parameters()))
-        assert not any(map(torch.equal, before, after[-1]))
-    assert all(map(torch.equal, after[0], after[1]))
-    assert not all(map(torch.equal, after[0], after[2]))
+def test_log_lines():
+    terms = {"L_tot": 161.467, "L_likelihood": -157.01, "L_divergence": 4.456}
+    line = "L_tot 161.47 L_likelihood -157.01 L_divergence 4.46"
+    assert auto_encoder.format_elbo(terms) == line
+    both = {"train": terms, "test": terms}
+    assert auto_encoder.format_epoch(0, both, "test") == f"epoch 0: {line} | test {line}"
+    three = {**both, "validation": terms, "laplace": terms}
+    known = f"epoch 7: {line} | validation {line} | held-out {line}"
+    assert auto_encoder.format_epoch(7, three, "held-out") == known

@@ -1,4 +1,4 @@
-"""The one kind of error that the user can mend."""
+"""Errors that the user can fix."""
 
 import contextlib
 
@@ -8,12 +8,12 @@ class InputError(ValueError):
 
 
 @contextlib.contextmanager
-def explained(path, problem, cure, kinds=Exception):
-    """Turn errors of these kinds into an InputError: "path: problem (reason); cure"."""
+def explained(path, problem, remedy, kinds=Exception):
+    """Turn errors of these kinds into an InputError: "path: problem (reason); remedy"."""
     try:
         yield
     except InputError:
         raise
     except kinds as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise InputError(f"{path}: {problem} ({reason}); {cure}") from error
+        raise InputError(f"{path}: {problem} ({reason}); {remedy}") from error

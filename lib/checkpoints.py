@@ -1,0 +1,113 @@
+"""Tensors and JSON in one file: safetensors, as it can run no code, with a checksum added."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from lib.errors import InputError, explained
+
+MAX_FILE_BYTES = (
+    2**28
+)  # what it takes to continue the training of a model of 2 million weights: 2**24
+MAX_JSON_BYTES = 2**24  # of names, sizes and contents; a log of 20 epochs has a thousandth of it
+PICKLE_STARTS = b"PK", b"\x80\x02"  # of files of torch.save, new and old
+
+
+def file_bytes(file_format, tensors, contents):
+    """A file with `tensors`, {name: float32}, and `contents`, a dict of what JSON can hold."""
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    contents = {"format": file_format, **contents}
+    text = json.dumps({"sha256": _checksum(tensors, contents), **contents})
+    # One key only: safetensors writes several in random order.
+    return safetensors.torch.save(tensors, {"json": text})
+
+
+def read_file(path, file_format, remedy):
+    """Read what `file_bytes` made: the tensors and the contents.
+
+    Raises InputError, which ends with the `remedy`: the file is missing, damaged, or of another
+    format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; {remedy}")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise InputError(f"{path}: is too large for a checkpoint; name another")
+    with explained(path, "not a checkpoint, or damaged", remedy):
+        data = path.read_bytes()  # mapped into memory it could not be replaced on Windows
+        if data.startswith(PICKLE_STARTS):
+            raise InputError(f"{path}: is a PyTorch file of an older version; train anew")
+        tensors = _tensors(data)
+        contents = _json(data)
+        checksum = contents.pop("sha256")
+        if contents["format"] != file_format:
+            raise InputError(f"{path}: is not of the format {file_format}; {remedy}")
+        if checksum != _checksum(tensors, contents):
+            raise ValueError("not what was saved")
+        for tensor in tensors.values():
+            if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+                raise ValueError("numbers that no model has")
+    return tensors, contents
+
+
+def nested(tensors):
+    """{"a/b/name": tensor} as {"a/b": {"name": tensor}}."""
+    groups = {}
+    for path, tensor in tensors.items():
+        group, _, name = path.rpartition("/")
+        groups.setdefault(group, {})[name] = tensor
+    return groups
+
+
+def flattened(groups):
+    """The inverse of `nested`."""
+    return {
+        f"{group}/{name}": tensor
+        for group, tensors in groups.items()
+        for name, tensor in tensors.items()
+    }
+
+
+def optimizer_groups(optimizer, name):
+    """What an optimizer knows of each parameter, its moments say, for `flattened`."""
+    states = optimizer.state_dict()["state"]
+    return {f"{name}/{index}": state for index, state in states.items()}
+
+
+def restore_optimizer(optimizer, name, groups):
+    """Put back what `optimizer_groups` gave; KeyError if a parameter's part is missing.
+
+    Settings, such as the learning rate, stay those of `optimizer`.
+    """
+    state_dict = optimizer.state_dict()
+    parameters = [index for group in state_dict["param_groups"] for index in group["params"]]
+    state_dict["state"] = {index: groups[f"{name}/{index}"] for index in parameters}
+    optimizer.load_state_dict(state_dict)
+
+
+def _header_length(data):
+    """A safetensors file begins with the length of its JSON header, in 8 bytes."""
+    return int.from_bytes(data[:8], "little")
+
+
+def _tensors(data):
+    if _header_length(data) > MAX_JSON_BYTES:
+        raise ValueError("more text than a checkpoint has")
+    return safetensors.torch.load(data)
+
+
+def _json(data):
+    header = json.loads(data[8 : 8 + _header_length(data)])
+    return json.loads(header["__metadata__"]["json"])
+
+
+def _checksum(tensors, contents):
+    """SHA-256 of the JSON and of each tensor's name, shape and bytes."""
+    digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {list(tensor.shape)} ".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,226 @@
+"""Bayes' rule on a grid of codes: p(z|x) and log p(x) in nats, for two latent variables.
+
+The prior is p(z) = N(0, I), and a pixel is a Bernoulli variable whose logit a decoder gives; the
+decoder is any callable that maps codes [G, 2] to logits [G, D].
+
+The nodes of a grid lie at quantiles of the prior. `ndtr` is the distribution function of N(0, 1),
+u = ndtr(z), and `ndtri` its inverse, z = ndtri(u). With u on an even grid in the unit square, each
+node stands for the same share of the prior. So the mean of p(x|z) over the nodes is the midpoint
+rule for p(x), Bayes' rule is a softmax of log p(x|z) over the nodes, and no node is spent where the
+prior has no mass.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+BATCH_SIZE = 1000  # images or codes at a time, so that memory is bounded
+
+# Laplace's approximation, in units of nodes:
+MIN_PRECISION = 1e-3  # at the border log p(x, z) may curve upwards; this is as flat as makes a
+# deviation of 1 / sqrt(1e-3) = 32 nodes, which the prior's then limits
+MAX_CORRELATION = 0.9  # between rows and columns; below 1, so that the Hessian can be inverted
+MAX_NEWTON_STEP = 0.45  # below half a node, so that the best node stays the nearest to the peak
+
+# Quadrature:
+TILES = 9  # per side, into which the unit square is cut
+COARSE_SIDE = 81  # nodes per side of the grid that says which tiles matter, a multiple of TILES
+NEGLIGIBLE = 100  # nats; a tile so far below the best one adds exp(-100) of it, and a peak between
+# the nodes of the coarse grid is by far not that much higher than they are
+
+
+class LatentGrid(NamedTuple):
+    """Codes on a grid, and what a decoder makes of them."""
+
+    codes: torch.Tensor  # [G, 2]
+    logits: torch.Tensor  # [G, D]
+    log_normaliser: torch.Tensor  # [G], the part of log p(x|z) that does not depend on x
+
+    def log_likelihood(self, x):
+        """log p(x|z) in nats for images [N, D] in [0, 1] at every node: [N, G].
+
+        For a Bernoulli variable with logit l it is x l - log(1 + exp(l)), summed over the pixels.
+        """
+        return torch.addmm(self.log_normaliser, x, self.logits.T)
+
+    def laplace_posterior(self, x):
+        """The mean and logvar, [N, 2] each, of `fit_laplace` for any number of images [N, D]."""
+        means = []
+        logvars = []
+        for part in x.split(BATCH_SIZE):
+            mean, logvar = fit_laplace(self.log_likelihood(part), self.codes)
+            means.append(mean)
+            logvars.append(logvar)
+        return torch.cat(means), torch.cat(logvars)
+
+
+def square_grid(decoder, side, device="cpu"):
+    """The `LatentGrid` of side x side nodes, each in the middle of an equal share of the prior."""
+    return rectangular_grid(decoder, cell_centres(side), cell_centres(side), device)
+
+
+@torch.no_grad()
+def rectangular_grid(decoder, row_quantiles, column_quantiles, device="cpu"):
+    """The `LatentGrid` at these quantiles of the prior, [R] and [C]: R * C nodes, row by row."""
+    quantiles = torch.cartesian_prod(row_quantiles, column_quantiles)
+    codes = torch.special.ndtri(quantiles).to(device)
+    logits = torch.cat([decoder(part) for part in codes.split(BATCH_SIZE)])
+    log_normaliser = torch.cat([-F.softplus(part).sum(1) for part in logits.split(BATCH_SIZE)])
+    return LatentGrid(codes, logits, log_normaliser)
+
+
+def cell_centres(side):
+    """The centres of `side` equal cells of the unit interval: [side]."""
+    return (torch.arange(side) + 0.5) / side
+
+
+def cell_width(z, side):
+    """How wide a share 1 / side of the prior is at codes z, [N, 2]: dz/du / side.
+
+    u = ndtr(z) has the derivative N(z; 0, 1).
+    """
+    return (0.5 * z.square()).exp() * math.sqrt(2 * math.pi) / side
+
+
+def log_standard_normal(z):
+    """log N(z; 0, I) in nats, [N], of codes [N, d]."""
+    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
+
+
+def fit_laplace(log_likelihood_grid, codes):
+    """A factorised Gaussian at the highest peak of p(z|x): mean and logvar, [N, 2] each.
+
+    Laplace's approximation (MacKay 2003, chapter 27) from log p(x|z) at the nodes of a square grid,
+    [N, G], and their codes, [G, 2]. Gradient and Hessian are differences between neighbouring
+    nodes, and one Newton step leads from the highest node to the peak. The Gaussian's precision
+    matrix is the negative Hessian there; the factorised Gaussian that is closest to it keeps the
+    diagonal (Bishop 2006, equation 10.12).
+    """
+    side = grid_side(log_likelihood_grid)
+    log_joint = log_likelihood_grid + log_standard_normal(codes)  # log p(x, z) = log p(x|z) p(z)
+    highest = log_joint.max(1).indices
+    highest = torch.stack([highest // side, highest % side], 1)  # row and column
+    centre = highest.clamp(1, side - 2)  # differences need a neighbour on either side
+
+    patch = patch_3x3(log_joint, centre)
+    upper_left, up, upper_right = patch[:, 0].unbind(1)
+    left, middle, right = patch[:, 1].unbind(1)
+    lower_left, down, lower_right = patch[:, 2].unbind(1)
+
+    # All in units of nodes: rows run with z_1, columns with z_2.
+    gradient_row = (down - up) / 2
+    gradient_column = (right - left) / 2
+    precision_row = (2 * middle - (up + down)).clamp_min(MIN_PRECISION)
+    precision_column = (2 * middle - (left + right)).clamp_min(MIN_PRECISION)
+    max_cross = MAX_CORRELATION * (precision_row * precision_column).sqrt()
+    cross = (upper_right + lower_left - upper_left - lower_right) / 4  # the negative mixed one
+    cross = cross.clamp(-max_cross, max_cross)
+    determinant = precision_row * precision_column - cross.square()
+
+    # The inverse of a symmetric 2 x 2 matrix, times the gradient.
+    step_row = (precision_column * gradient_row - cross * gradient_column) / determinant
+    step_column = (precision_row * gradient_column - cross * gradient_row) / determinant
+    newton_step = torch.stack([step_row, step_column], 1)
+    peak = (centre + newton_step).clamp(highest - MAX_NEWTON_STEP, highest + MAX_NEWTON_STEP)
+
+    # From nodes to codes. A maximum stays one in other coordinates, so the mean is exact; and where
+    # the gradient is zero, second derivatives change by the square of dz/dnode, the cell's width.
+    mean = torch.special.ndtri((peak + 0.5) / side)
+    precision = torch.stack([precision_row, precision_column], 1)
+    variance = cell_width(mean, side).square() / precision
+    return mean, variance.clamp_max(1).log()  # no wider than the prior
+
+
+def grid_side(log_likelihood_grid):
+    """The nodes per side of a square grid, from values [N, G] at its nodes."""
+    return math.isqrt(log_likelihood_grid.shape[1])
+
+
+def patch_3x3(values, node):
+    """The values [N, G] at the 3 x 3 nodes around nodes (row, column) [N, 2]: [N, 3, 3]."""
+    offsets = torch.arange(-1, 2, device=values.device)
+    rows = node[:, 0, None] + offsets
+    columns = node[:, 1, None] + offsets
+    nodes = grid_side(values) * rows[:, :, None] + columns[:, None, :]
+    return values.gather(1, nodes.flatten(1)).view(-1, 3, 3)
+
+
+def region_probabilities(log_likelihood_grid, regions):
+    """The posterior probability of each of regions x regions equal shares of the prior.
+
+    [N, regions**2], row by row, from log p(x|z) at the nodes of a square grid, [N, G].
+    Raises ValueError: the grid's side is no multiple of `regions`.
+    """
+    side = grid_side(log_likelihood_grid)
+    if side % regions:
+        raise ValueError(f"{side} nodes per side cannot be cut into {regions} regions")
+    nodes = side // regions  # per side of a region
+    posterior = log_likelihood_grid.softmax(1)  # Bayes' rule: all nodes have the same prior mass
+    strips = posterior.view(-1, regions, nodes, side).sum(2)
+    return strips.view(-1, regions**2, nodes).sum(2)
+
+
+def interpolate(values, z):
+    """Values at the nodes of a square grid, [N, G], at any codes z [N, 2]: [N].
+
+    A parabola each way through the 3 x 3 nearest nodes (Lagrange's polynomials).
+    """
+    side = grid_side(values)
+    position = side * torch.special.ndtr(z) - 0.5  # in nodes
+    nearest = position.detach().nan_to_num().round().clamp(1, side - 2)
+    t = position - nearest
+    weights = torch.stack([t * (t - 1) / 2, 1 - t * t, t * (t + 1) / 2], 2)  # [N, 2, 3]
+    patch = patch_3x3(values, nearest.long())
+    return torch.einsum("nij,ni,nj->n", patch, weights[:, 0], weights[:, 1])
+
+
+def log_marginal_likelihood(decoder, x, side):
+    """log p(x) in nats, [N], of images [N, D], by the midpoint rule on side x side codes.
+
+    The unit square is cut into tiles, and a tile is passed over for the images for which it does
+    not matter. Raises ValueError: `side` is no multiple of TILES.
+    """
+    if side % TILES:
+        raise ValueError(f"{side} nodes per side cannot be cut into {TILES} tiles")
+    matters = _tiles_that_matter(decoder, x)
+    inside = cell_centres(side // TILES)
+    log_sum = x.new_full((len(x),), -math.inf)  # of p(x|z) over all nodes so far
+    for row in range(TILES):
+        for column in range(TILES):
+            chosen = matters[:, row, column].nonzero()[:, 0]
+            if len(chosen) == 0:
+                continue
+            row_quantiles = (row + inside) / TILES
+            column_quantiles = (column + inside) / TILES
+            tile = rectangular_grid(decoder, row_quantiles, column_quantiles, x.device)
+            for images in chosen.split(BATCH_SIZE):
+                tile_mean = _logsumexp(tile.log_likelihood(x[images])) - 2 * math.log(side)
+                log_sum[images] = log_sum[images].logaddexp(tile_mean)
+    return log_sum
+
+
+def _tiles_that_matter(decoder, x):
+    """For which images [N, D] which tiles hold more than a negligible part of p(x).
+
+    bool [N, TILES, TILES]; judged by a coarse grid, with a margin of one node around each tile.
+    """
+    grid = square_grid(decoder, COARSE_SIDE, x.device)
+    nodes = COARSE_SIDE // TILES  # per side of a tile
+    highest = []
+    for part in x.split(BATCH_SIZE):
+        log_likelihood = grid.log_likelihood(part).view(-1, 1, COARSE_SIDE, COARSE_SIDE)
+        pooled = F.max_pool2d(log_likelihood, kernel_size=nodes + 2, stride=nodes, padding=1)
+        highest.append(pooled[:, 0])
+    highest = torch.cat(highest)
+    best = highest.amax((1, 2), keepdim=True)
+    return highest > best - NEGLIGIBLE
+
+
+def _logsumexp(values):
+    """`values.logsumexp(1)` of [N, G], but 4 times as fast where most terms underflow.
+
+    log_softmax subtracts the logsumexp from each value, so the difference of the first ones is it.
+    """
+    return values[:, 0] - values.log_softmax(1)[:, 0]
