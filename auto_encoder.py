@@ -6,18 +6,26 @@
 
 README.md has more. Then `python decoder_generate.py` draws new digits with the decoder.
 
-One training step of the default model, a GridVAE, on a batch of images x:
+The loss of all models is L_tot = L_divergence - L_likelihood, the negative evidence lower bound
+(ELBO), in nats per image; lower is better. models.py defines it. A usual VAE, and a plain
+auto-encoder, whose divergence is 0, minimise it as it stands: `negative_elbo`.
+
+The default model has two latents, and learns from Bayes' rule instead: `grid_loss`. One training
+step, on a batch of images x:
 
     grid            decode 81 x 81 codes z_g, spread as the prior is; anew every 20 steps
     likelihood      log p(x|z_g) for every image and code: one matrix product
-    posterior       p(z_g|x) by Bayes' rule: a softmax, as all z_g have the same prior mass
-    decoder loss    -log p(x|z), with z drawn from a Gaussian at the posterior's highest peak
-    encoder loss    the cross-entropy between the posterior's regions of the plane and those that
-                    the encoder predicts, minus 0.1 times the ELBO of the Gaussian that it gives
+    grid posterior  p(z_g|x) by Bayes' rule: a softmax, as all z_g have the same prior mass
+    decoder loss    -log p(x|z), with z drawn from the Laplace posterior, a Gaussian at the highest
+                    peak of the grid posterior
+    encoder loss    the plane is cut into 27 x 27 regions, and the encoder predicts the probability
+                    that the grid posterior gives to each: cross-entropy. In the likeliest region
+                    it gives a Gaussian: minus 0.1 times that Gaussian's ELBO
     update          Muon for the matrices of hidden layers, AdamW for all other weights
 
-The loss of the other models needs no grid: it is the negative ELBO, of a plain auto-encoder the
-cross-entropy.
+In the first three epochs every image also has a place on a map, a self-organising map (SOM,
+lib/som.py) on which images that look alike are neighbours. Codes are kept near these places, so
+that each digit gets few regions of the plane instead of many.
 """
 
 import contextlib
@@ -28,7 +36,7 @@ import os
 import platform
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +45,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import MNIST, read_digits
+from data import MNIST, Digits, read_digits
 from lib import checkpoints, latent_grid, metrics, plots
 from lib.cli import Parser, between, nonempty_path, run
 from lib.errors import InputError, explained
@@ -67,46 +75,64 @@ class TrainingSettings:
     after training on the others. benchmarks/ablation.py shows what the choices are worth.
     """
 
+    # Passes over the training images.
     epochs: int = 20
     batch_size: int = 256
-    lr: float = 0.003  # the highest learning rate
-    warmup: float = 0.05  # part of all steps in which the learning rate rises
+    # The learning rate; warm-up and decay are factors below 1.
+    lr: float = 0.003
+    # The part of all steps in which the learning rate rises.
+    warmup: float = 0.05
     seed: int = 0
-    validation: int = 0  # training images that are held out
-    patience: int | None = None  # epochs without improvement on them after which training stops
+    # How many training images are held out, to choose the best epoch by.
+    validation: int = 0
+    # Stop after so many epochs without improvement on them.
+    patience: int | None = None
 
-    # Weight decay is for the matrices of hidden layers, and apart from it for all other weights.
+    # Weight decay of the matrices of hidden layers (Muon), and of all other weights (AdamW).
     decoder_hidden_decay: float = 0.4
     decoder_decay: float = 0.0
     encoder_hidden_decay: float = 0.4
     encoder_decay: float = 0.0
-    encoder_lr_scale: float = 1.0  # the encoder's learning rate, as a multiple of the decoder's
-
-    # "medium" multiplies in bfloat16 and sums in float32 where the processor can (AMX or
-    # AVX512-BF16): it is faster.
+    # The encoder's learning rate, as a multiple of the decoder's.
+    encoder_lr_scale: float = 1.0
+    # "medium" multiplies in bfloat16 and sums in float32 where the processor has instructions for
+    # that (AMX or AVX512-BF16): it is faster.
     matmul_precision: str = "medium"
 
-    # Of a GridVAE alone:
-    grid_refresh: int = 20  # steps between two grids; the decoder moves little in between
-    som_epochs: int = 0  # first epochs, in which codes stay near their image's place on a map
-    som_sigma: float = 0.05  # deviation from that place, in sides of the unit square of quantiles
-    coarse_side: int = 27  # nodes per side of the grid in these epochs; a coarse one is enough
-    variance_factor: float = 2.0  # of the Gaussian from which the decoder's codes are drawn; wider
-    # ones make the borders between digits on the map sharper, at a price in L_tot
-    label_smoothing: float = 0.2  # of the regions (Szegedy et al. 2016)
-    position_weight: float = 0.1  # of the ELBO in the encoder's loss
+    # The rest is for a GridVAE alone.
+
+    # Steps between two grids; the decoder moves little in between.
+    grid_refresh: int = 20
+    # The first epochs, in which codes are kept near their images' places on the map.
+    som_epochs: int = 0
+    # The standard deviation from these places, in the unit square u = ndtr(z).
+    som_sigma: float = 0.05
+    # Nodes per side of the grid in these epochs, in which a coarse one is enough.
+    som_grid_side: int = 27
+    # The decoder's codes are drawn from a Gaussian with the Laplace posterior's variance times
+    # this. Wider ones make borders between digits sharper on the map, at a price in L_tot.
+    variance_factor: float = 2.0
+    # Of the regions' probabilities (Szegedy et al. 2016).
+    label_smoothing: float = 0.2
+    # Of the ELBO of the encoder's Gaussian, in the encoder's loss.
+    gaussian_weight: float = 0.1
 
 
 PLAIN_SETTINGS = TrainingSettings()
 GRID_SETTINGS = TrainingSettings(
-    batch_size=512,  # as good as 256, and faster: Muon's cost is per step
+    batch_size=512,  # as good as 256, and faster, as Muon's cost is per step
     lr=0.009,
+    # Decay makes the encoder's answers on new images better: a smaller gap to the best ones.
     decoder_hidden_decay=0.0,
     encoder_hidden_decay=0.7,
     encoder_decay=0.7,
     encoder_lr_scale=0.6,
     som_epochs=3,
 )
+
+# Training images whose L_tot is logged: as many as MNIST has test images. An AutoEncoder fits its
+# sampler to their codes.
+TRACKED_IMAGES = 10_000
 
 
 def default_settings(model):
@@ -117,93 +143,101 @@ def default_settings(model):
 # --- Training ---------------------------------------------------------------------------------
 
 
-class History(NamedTuple):
+@dataclass
+class History:
     """What training leaves besides the weights of the last epoch."""
 
-    log: list  # the metrics of each epoch
-    snapshots: dict  # {epochs: `snapshot` after so many}
-    best: dict  # the weights of the best epoch
+    log: list = field(default_factory=list)  # the metrics of each epoch
+    snapshots: dict = field(default_factory=dict)  # {epochs done: `take_snapshot` then}
+    best_weights: dict = field(default_factory=dict)  # {name: tensor}, of the best epoch
 
 
 def train(model, digits, settings, files, description, resume=False):
     """Train, saving after each epoch; leave the best weights in the model. Returns the `History`.
 
-    Without held-out images the last epoch counts as the best. `files` are those of `output_files`;
-    `description` is what `describe_run` says, for them.
+    Without held-out images the last epoch counts as the best. `files` are the paths that
+    `output_files` gives; `description`, from `describe_run`, is written into them.
     """
     x_train, x_validation = hold_out(digits.x_train, settings.validation)
     optimizers = make_optimizers(model, settings)
     if resume:
         history = restore(files["resume"], description["settings"], model, optimizers)
     else:
-        history = History(log=[], snapshots={0: snapshot(model, digits)}, best={})
+        history = History(snapshots={0: take_snapshot(model, digits)})
     saved_epochs = len(history.log)
-    positions = None
+    positions = None  # of the training images on the map
     try:
         while not is_finished(history.log, settings):
-            epoch = len(history.log)  # counts from 0
+            epoch = len(history.log)  # from 0, as the homework counts
             started = time.perf_counter()
             with matmul_precision(settings.matmul_precision):
-                if epoch < settings.som_epochs and positions is None:
+                if epoch >= settings.som_epochs:
+                    positions = None
+                elif positions is None:
                     positions = som_positions(x_train.view(-1, 28, 28), settings.seed)
                 train_epoch(model, optimizers, x_train, epoch, settings, positions)
-                epoch_metrics = measure(
-                    model, x_train, x_validation, digits.x_test, epoch, settings
-                )
-            epoch_metrics["seconds"] = round(time.perf_counter() - started, 2)
-            history.log.append(epoch_metrics)
-            history = save_epoch(model, digits, optimizers, history, files, description)
+                entry = measure(model, x_train, x_validation, digits.x_test, epoch, settings)
+            entry["seconds"] = round(time.perf_counter() - started, 2)
+            history.log.append(entry)
+            save_epoch(model, digits, optimizers, history, files, description)
             saved_epochs = len(history.log)
-            print(format_epoch(epoch, epoch_metrics, digits.test_name), flush=True)
+            print(format_epoch(epoch, entry, digits.test_name), flush=True)
     except KeyboardInterrupt:
         kept = ""
         if saved_epochs:
             kept = f" after {saved_epochs} epochs; they are saved, --resume continues"
-        raise KeyboardInterrupt(kept) from None
-    model.load_state_dict(history.best)
+        raise KeyboardInterrupt(kept) from None  # `run` prints "interrupted" and this
+    model.load_state_dict(history.best_weights)
     return history
 
 
 def train_epoch(model, optimizers, x, epoch, settings, positions=None):
     """Train on every image of x, [N, 784], once; `epoch` counts from 0.
 
-    `positions` [N, 2] are the images' places on a map, from 0 to 1; in the first epochs the codes
-    of a GridVAE stay near them.
+    If `positions` [N, 2] are given, the images' places on a map in the unit square, the codes of a
+    GridVAE are kept near them. The progress bar shows the L_tot of the codes from which the decoder
+    learns, not that of the encoder, which the log has.
     """
     model.train()
-    near_map = positions is not None and epoch < settings.som_epochs
-    # A random stream of its own for each epoch: --resume needs no saved random state.
+    # A random stream of its own for each epoch, so that --resume needs no saved random state.
+    # SeedSequence mixes the two numbers into one.
     seed = np.random.SeedSequence([settings.seed, epoch]).generate_state(1)[0]
     generator = torch.Generator(x.device).manual_seed(int(seed))
     order = torch.randperm(len(x), generator=generator, device=x.device)
     batches = order.split(settings.batch_size)
-    bar = tqdm(batches, f"epoch {epoch + 1} of {settings.epochs}", leave=False, disable=None)
-    for step, batch in enumerate(bar):
-        progress = (epoch + (step + 0.5) / len(batches)) / settings.epochs
+    name = f"epoch {epoch + 1} of {settings.epochs}"
+    bar = tqdm(batches, desc=name, leave=False, disable=None)  # None: no bar without a terminal
+    for step, indices in enumerate(bar):
+        progress = (epoch + (step + 0.5) / len(batches)) / settings.epochs  # at the step's middle
         set_learning_rate(optimizers, learning_rate(progress, settings))
         if isinstance(model, GridVAE):
+            near = None if positions is None else positions[indices]
             if step % settings.grid_refresh == 0:
-                grid = model.latent_grid(settings.coarse_side if near_map else model.grid_side)
-            near = positions[batch] if near_map else None
-            loss, l_tot = grid_loss(model, x[batch], grid, near, settings, generator)
+                grid = model.make_grid(model.grid_side if near is None else settings.som_grid_side)
+            loss, l_tot = grid_loss(model, x[indices], grid, near, settings, generator)
         else:
-            loss = l_tot = negative_elbo(model, x[batch], generator)
+            loss = l_tot = negative_elbo(model, x[indices], generator)
         model.zero_grad()
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
         if step % 10 == 0 and not bar.disable:
             bar.set_postfix_str(f"L_tot {l_tot.item():.1f}")
-    model.fit_sampler(x[:TRACKED_IMAGES])
+    model.fit_sampler(x[:TRACKED_IMAGES])  # only a plain AutoEncoder has something to fit
 
 
 def learning_rate(progress, settings):
-    """Of the decoder, when this part of training is done, 0 to 1: warm-up, then half a cosine."""
+    """The decoder's learning rate when `progress`, a part from 0 to 1, of all steps is done.
+
+    It is the highest one times a warm-up from 0 to 1 times half a cosine from 1 to 0.
+    """
     warmup = min(progress / settings.warmup, 1)
-    return settings.lr * warmup * 0.5 * (1 + math.cos(math.pi * progress))
+    cosine = 1 + math.cos(math.pi * progress)
+    return settings.lr * warmup * 0.5 * cosine
 
 
 def set_learning_rate(optimizers, lr):
+    """Give each group of weights its multiple of a learning rate."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["lr_scale"] * lr
@@ -213,8 +247,9 @@ def make_optimizers(model, settings):
     """Muon (Jordan et al. 2024) for the matrices of hidden layers, AdamW for all other weights.
 
     Muon makes the singular values of a matrix's update equal, so that it learns in all directions
-    at once and in fewer steps; first and last layers, biases and embeddings are not for it, as its
-    authors advise. With "match_rms_adamw" both take the same learning rate.
+    at once and in fewer steps. As its authors advise, it is not used for first and last layers,
+    biases and embeddings. "match_rms_adamw" scales its steps to the size of AdamW's, so that one
+    learning rate serves both.
     """
     if not hasattr(torch.optim, "Muon"):
         raise InputError(f"PyTorch 2.9 or newer is needed, not {torch.__version__}; install it")
@@ -248,7 +283,7 @@ def make_optimizers(model, settings):
                 "weight_decay": settings.encoder_decay,
             },
         ],
-        fused=True,
+        fused=True,  # one pass over the weights: faster
     )
     return [muon, adamw]
 
@@ -256,8 +291,8 @@ def make_optimizers(model, settings):
 def split_parameters(network):
     """The matrices of a network's hidden layers, and all its other parameters."""
     matrices = [layer.weight for layer in network.modules() if isinstance(layer, HiddenLayer)]
-    known = {id(matrix) for matrix in matrices}
-    others = [parameter for parameter in network.parameters() if id(parameter) not in known]
+    matrix_ids = {id(matrix) for matrix in matrices}  # `in` would compare the tensors' elements
+    others = [p for p in network.parameters() if id(p) not in matrix_ids]
     return matrices, others
 
 
@@ -284,78 +319,83 @@ def negative_elbo(model, x, generator):
 
 
 def grid_loss(vae, x, grid, positions, settings, generator):
-    """The training loss of a GridVAE on images [N, 784], and their L_tot.
+    """The training loss of a GridVAE on images [N, 784], and the L_tot of the decoder's codes.
 
-    Both networks learn from the grid posterior, as in variational EM (Neal & Hinton 1998). With
-    `positions` [N, 2] its prior is narrowed, to a Gaussian around each image's own.
+    It is the sum of two losses. As the grid has no gradient, `decoder_loss` trains the decoder
+    alone, and `encoder_loss` the encoder alone. Both learn from the grid posterior, as in
+    variational EM (Neal & Hinton 1998): the posterior is found first, then what is given it is
+    trained.
+
+    If `positions` [N, 2] are given, the posterior is multiplied by a Gaussian around each image's
+    position.
     """
-    log_likelihood_grid = grid.log_likelihood(x)
+    log_scores = grid.log_likelihood_grid(x)  # [N, G]
     if positions is not None:
-        log_likelihood_grid = log_likelihood_grid + log_near(positions, grid, settings)
-    loss_of_decoder, l_tot = decoder_loss(vae, x, log_likelihood_grid, grid, settings, generator)
-    loss_of_encoder = encoder_loss(vae.encoder, x, log_likelihood_grid, settings, generator)
-    return loss_of_decoder + loss_of_encoder, l_tot
+        log_scores = log_scores + log_near(positions, grid, settings)
+    for_decoder, l_tot = decoder_loss(vae, x, log_scores, grid, settings, generator)
+    for_encoder = encoder_loss(vae.encoder, x, log_scores, settings, generator)
+    return for_decoder + for_encoder, l_tot
 
 
 def log_near(positions, grid, settings):
-    """How near the nodes of a grid are to positions [N, 2] in the unit square: log-density [N, G].
+    """The log-density of a Gaussian around each position, at each node of the grid: [N, G].
 
-    Of a Gaussian around each position, but for its constant.
+    Up to a constant; positions [N, 2] and distances are in the unit square, u = ndtr(z).
     """
-    quantiles = torch.special.ndtr(grid.codes)
-    distances = torch.cdist(positions, quantiles)
+    u = torch.special.ndtr(grid.codes)
+    distances = torch.cdist(positions, u)
     return -0.5 * (distances / settings.som_sigma).square()
 
 
-def decoder_loss(vae, x, log_likelihood_grid, grid, settings, generator):
-    """Minus the likelihood of images [N, 784] at codes from their posterior; and their L_tot.
+def decoder_loss(vae, x, log_scores, grid, settings, generator):
+    """Minus the likelihood of images [N, 784] at codes of their posterior, and these codes' L_tot.
 
-    The codes are drawn from the Laplace posterior, made wider.
+    A code is drawn from the Laplace posterior, made wider. `log_scores` [N, G] are log p(x|z) at
+    the nodes of the grid, in the first epochs plus `log_near`.
     """
-    mean, logvar = latent_grid.fit_laplace(log_likelihood_grid, grid.codes)
-    wider = logvar + math.log(settings.variance_factor)
-    likelihood, divergence = vae.elbo(x, (mean, wider), generator)
+    mean, logvar = latent_grid.fit_laplace(log_scores, grid.codes)
+    wider_logvar = logvar + math.log(settings.variance_factor)
+    likelihood, divergence = vae.elbo(x, q=(mean, wider_logvar), generator=generator)
     return -likelihood.mean(), (divergence - likelihood).mean()
 
 
-def encoder_loss(encoder, x, log_likelihood_grid, settings, generator):
-    """The loss of a RegionEncoder on images [N, 784].
+def encoder_loss(encoder, x, log_scores, settings, generator):
+    """The loss of a RegionEncoder on images [N, 784], with `log_scores` as for `decoder_loss`.
 
-    `log_likelihood_grid` is their log p(x|z) at the nodes of a grid, [N, G].
+    The encoder's `body` makes features of an image, its `region_logits` predict the region from
+    them, and its `gaussian` gives the mean and logvar in a region.
     """
-    probabilities = latent_grid.region_probabilities(log_likelihood_grid, encoder.regions)
-    likeliest = probabilities.argmax(1)
+    probabilities = latent_grid.region_probabilities(log_scores, encoder.regions_per_side)
+    likeliest = probabilities.argmax(1)  # of the posterior, not the one that is predicted
     features = encoder.body(x)
-    gaussian = encoder.gaussian(features, likeliest)
-    position_loss = -grid_elbo(gaussian, log_likelihood_grid, generator).mean()
-    # A posterior with several peaks is met as it is: a classifier does not average over them.
+    mean, logvar = encoder.gaussian(features, likeliest)
+    gaussian_loss = -grid_elbo(mean, logvar, log_scores, generator).mean()
+    # The target is the whole posterior, so that several peaks stay several.
     region_loss = F.cross_entropy(
-        encoder.region(features), probabilities, label_smoothing=settings.label_smoothing
+        encoder.region_logits(features), probabilities, label_smoothing=settings.label_smoothing
     )
-    return region_loss + settings.position_weight * position_loss
+    return region_loss + settings.gaussian_weight * gaussian_loss
 
 
-def grid_elbo(gaussian, log_likelihood_grid, generator):
-    """The ELBO, [N], of Gaussians, [N, 4] as an encoder gives them, without a pass of the decoder.
+def grid_elbo(mean, logvar, log_scores, generator):
+    """The ELBO, [N], of Gaussians, [N, 2] each, without a pass of the decoder.
 
-    The likelihood is interpolated between the nodes of the grid, at two antithetic samples,
-    mean + noise and mean - noise: what is odd in the noise cancels out.
+    log p(x|z) is interpolated between the nodes of the grid, at two samples, mean + offset and
+    mean - offset. They are antithetic (Hammersley & Morton 1956): terms that change their sign with
+    the offset cancel, and the mean of the two varies less than that of two independent ones.
     """
-    mean, logvar = gaussian.chunk(2, dim=1)
-    noise = (0.5 * logvar).exp() * standard_normal_like(mean, generator)
-    above = latent_grid.interpolate(log_likelihood_grid, mean + noise)
-    below = latent_grid.interpolate(log_likelihood_grid, mean - noise)
-    return (above + below) / 2 - kl_divergence(mean, logvar)
+    offset = (0.5 * logvar).exp() * standard_normal_like(mean, generator)
+    above = latent_grid.interpolate(log_scores, mean + offset)
+    below = latent_grid.interpolate(log_scores, mean - offset)
+    likelihood = (above + below) / 2
+    return likelihood - kl_divergence(mean, logvar)
 
 
 # --- Epochs -----------------------------------------------------------------------------------
 
-TRACKED_IMAGES = 10_000  # training images for the log, and to whose codes an AutoEncoder fits its
-# sampler: as many as MNIST has test images
-
 
 def hold_out(x, count):
-    """Images [N, 784] in two: those to train on, and the last `count`, to validate on."""
+    """Split images [N, 784]: those to train on, and the last `count`, to validate on."""
     if count >= len(x):
         raise InputError(f"--validation {count}: there are {len(x)} training images in all")
     return x.split([len(x) - count, count])
@@ -367,62 +407,65 @@ def is_finished(log, settings):
         return True
     if settings.patience is None or not log:
         return False
-    return len(log) - best_epoch(log) > settings.patience
+    last_epoch = len(log) - 1
+    return last_epoch - best_epoch(log) >= settings.patience
 
 
 def best_epoch(log):
-    """The epoch with the lowest L_tot on the held-out images; without any, the last."""
+    """The epoch, from 0, with the lowest L_tot on held-out images; without any, the last."""
     if "validation" not in log[-1]:
         return len(log) - 1
     return min(range(len(log)), key=lambda epoch: log[epoch]["validation"]["L_tot"])
 
 
 def measure(model, x_train, x_validation, x_test, epoch, settings):
-    """The metrics for the log, of one epoch: {"train", "validation", "test", "laplace"}.
+    """An epoch's entry in the log: {"train", "validation", "test", "laplace": `mean_elbo`}.
 
-    "laplace" is the Laplace posterior on the test images. While codes are held near the map it is
-    no fair yardstick, and left out.
+    "laplace" is the Laplace posterior on the test images. It is left out in the first epochs, in
+    which codes are kept near the map: it knows nothing of the map, so the two cannot be compared.
     """
-    log_entry = {"train": mean_elbo(model, x_train[:TRACKED_IMAGES])}
+    entry = {"train": mean_elbo(model, x_train[:TRACKED_IMAGES])}
     if len(x_validation):
-        log_entry["validation"] = mean_elbo(model, x_validation)
-    log_entry["test"] = mean_elbo(model, x_test)
+        entry["validation"] = mean_elbo(model, x_validation)
+    entry["test"] = mean_elbo(model, x_test)
     if isinstance(model, GridVAE) and epoch >= settings.som_epochs:
-        log_entry["laplace"] = mean_elbo(model, x_test, model.latent_grid())
-    return log_entry
+        entry["laplace"] = mean_elbo(model, x_test, model.make_grid())
+    return entry
 
 
 def save_epoch(model, digits, optimizers, history, files, description):
-    """Save what an epoch changed, all at once. Returns the new history."""
+    """Complete the history of an epoch that is in its log, and save all that is new, at once."""
     contents = {}
     epochs = len(history.log)
     if best_epoch(history.log) == epochs - 1:
-        best = {name: weight.clone() for name, weight in model.state_dict().items()}
-        history = history._replace(best=best)
+        history.best_weights = {name: w.clone() for name, w in model.state_dict().items()}
         contents[files["checkpoint"]] = checkpoint_bytes(model, **description, epochs=epochs)
-    if is_snapshot_epoch(epochs):
-        history.snapshots[epochs] = snapshot(model, digits)
+    if is_snapshot_time(epochs):
+        history.snapshots[epochs] = take_snapshot(model, digits)
     contents[files["metrics"]] = json_bytes({**description, "log": history.log})
     contents[files["resume"]] = resume_bytes(description["settings"], model, optimizers, history)
     write_files(contents)
-    return history
 
 
-def is_snapshot_epoch(epochs):
-    """True after 1, 2, 5, 10, 20, 50, ... epochs: a model changes ever more slowly."""
+def is_snapshot_time(epochs):
+    """True after 1, 2, 5, 10, 20, 50, ... epochs, as a model changes ever more slowly."""
     while epochs % 10 == 0:
         epochs //= 10
     return epochs in (1, 2, 5)
 
 
 @torch.no_grad()
-def snapshot(model, digits):
+def take_snapshot(model, digits):
     """What the pictures show of the model as it is now: codes and decoded images."""
     model.eval()
     codes = model.codes(torch.cat([digits.x_shown, digits.last_x_test]))
     shown_codes, last_codes = codes.tensor_split([len(digits.x_shown)])
-    images = model.decode(shown_codes).sigmoid()
-    return {"last_codes": last_codes.cpu(), "codes": shown_codes.cpu(), "images": images.cpu()}
+    shown_images = model.decode(shown_codes).sigmoid()
+    return {
+        "last_codes": last_codes.cpu(),  # of the last 1000 test images
+        "shown_codes": shown_codes.cpu(),  # of ten test images of each digit
+        "shown_images": shown_images.cpu(),  # what these codes decode to
+    }
 
 
 # --- What --resume needs ----------------------------------------------------------------------
@@ -430,29 +473,33 @@ def snapshot(model, digits):
 RESUME_FORMAT = "mnist-auto-encoder-resume-7"
 
 
-def resume_bytes(run_settings, model, optimizers, history):
-    """All that `restore` needs, in one file, so that a kill between two files does no harm."""
-    groups = {"weights": model.state_dict(), "best": history.best}
+def resume_bytes(flags, model, optimizers, history):
+    """All that `restore` needs, in one file: it fits together whenever the process is killed.
+
+    `flags` are the "settings" of `describe_run`.
+    """
+    groups = {"weights": model.state_dict(), "best": history.best_weights}
     for number, optimizer in enumerate(optimizers):
         groups.update(checkpoints.optimizer_groups(optimizer, f"optimizer/{number}"))
     for epochs, tensors in history.snapshots.items():
         groups[f"snapshot/{epochs}"] = tensors
     tensors = checkpoints.flattened(groups)
-    contents = {"settings": run_settings, "log": history.log}
+    contents = {"settings": flags, "log": history.log}
     return checkpoints.file_bytes(RESUME_FORMAT, tensors, contents)
 
 
-def restore(path, run_settings, model, optimizers):
+def restore(path, flags, model, optimizers):
     """Put weights and optimizers back as they were after the last epoch; return the `History`.
 
-    Raises InputError: the file is missing, damaged, or of a run with other settings.
+    Raises InputError: the file is missing, damaged, or of a run with other flags.
     """
     begin_anew = "leave out --resume to begin anew"
     if not path.is_file():
         raise InputError(f"--resume: {path} is not there; {begin_anew}")
     tensors, contents = checkpoints.read_file(path, RESUME_FORMAT, begin_anew)
+    # Whatever is missing or does not fit below is an InputError of these words.
     with explained(path, "is of another architecture than models.py has", begin_anew):
-        for name, value in run_settings.items():
+        for name, value in flags.items():
             if contents["settings"][name] != value:
                 flag = "--" + name.replace("_", "-")
                 raise InputError(
@@ -467,12 +514,13 @@ def restore(path, run_settings, model, optimizers):
             if group.startswith("snapshot/"):
                 epochs = int(group.removeprefix("snapshot/"))
                 snapshots[epochs] = group_tensors
-        return History(log=contents["log"], snapshots=snapshots, best=groups["best"])
+        return History(contents["log"], snapshots, groups["best"])
 
 
 # --- Evaluation -------------------------------------------------------------------------------
 
 NEIGHBOURS = 15  # k of the k-NN classifier that judges the codes
+CODES_AT_ONCE = 10_000  # images that are encoded at once, so that memory is bounded
 DIVERGED = 10 * PIXELS * math.log(2)  # nats: ten times the loss of giving each pixel 0.5
 
 
@@ -488,9 +536,9 @@ def mean_elbo(model, x, grid=None):
     def elbo(part):
         if grid is None:
             return model.elbo(part, generator=generator)
-        return model.elbo(part, grid.laplace_posterior(part), generator)
+        return model.elbo(part, q=grid.laplace_posterior(part), generator=generator)
 
-    terms = metrics.mean_elbo(elbo, x)
+    terms = metrics.mean_elbo_terms(elbo, x)
     if not terms["L_tot"] < DIVERGED:  # also if it is not a number
         raise InputError(
             f"--lr: training diverges, the loss is {terms['L_tot']:.3g} nats per image; "
@@ -501,19 +549,26 @@ def mean_elbo(model, x, grid=None):
 
 @torch.no_grad()
 def evaluate(model, digits):
-    """The final metrics of a model, on all test images."""
+    """The final metrics of a model, on all test images.
+
+    Products are exact here, so the last digits may differ from the last line of the log.
+    """
     x_test = digits.x_test
     results = {"test": mean_elbo(model, x_test)}
     if isinstance(model, VAE):
         generator = torch.Generator(x_test.device).manual_seed(0)
-        binarized = torch.bernoulli(x_test, generator=generator)  # the grey value: chance of ink
+        # Of grey pixels log p(x|z) is a cross-entropy; of black and white ones, each drawn with its
+        # grey value as the probability of ink, it is a likelihood.
+        binarized = torch.bernoulli(x_test, generator=generator)
+        # Together, as then each part of the grid is decoded once.
         both = model.log_likelihood(torch.cat([x_test, binarized]), generator=generator)
         grey_mean, binarized_mean = both.view(2, -1).mean(1).tolist()
         results["log_likelihood"] = grey_mean
         results["log_likelihood_binarized"] = binarized_mean
     if isinstance(model, GridVAE):
-        results["laplace"] = mean_elbo(model, x_test, model.latent_grid())
-    train_codes = torch.cat([model.codes(part) for part in digits.x_train.split(TRACKED_IMAGES)])
+        results["laplace"] = mean_elbo(model, x_test, model.make_grid())
+    # Among all training images, held-out ones, too.
+    train_codes = torch.cat([model.codes(part) for part in digits.x_train.split(CODES_AT_ONCE)])
     last_codes = model.codes(digits.last_x_test)
     predicted = metrics.knn_predict(train_codes, digits.train_labels, last_codes, NEIGHBOURS)
     results["knn_accuracy"] = float((predicted == digits.last_test_labels).mean())
@@ -521,12 +576,15 @@ def evaluate(model, digits):
     return results
 
 
-def format_epoch(epoch, epoch_metrics, test_name):
-    """The log line of an epoch, in the homework's form."""
-    parts = [f"epoch {epoch}: {format_elbo(epoch_metrics['train'])}"]
-    if "validation" in epoch_metrics:
-        parts.append(f"validation {format_elbo(epoch_metrics['validation'])}")
-    parts.append(f"{test_name} {format_elbo(epoch_metrics['test'])}")
+def format_epoch(epoch, entry, test_name):
+    """The log line of an epoch. It begins as the homework's own log does:
+
+    epoch 0: L_tot 161.47 L_likelihood -157.01 L_divergence 4.46
+    """
+    parts = [f"epoch {epoch}: {format_elbo(entry['train'])}"]
+    if "validation" in entry:
+        parts.append(f"validation {format_elbo(entry['validation'])}")
+    parts.append(f"{test_name} {format_elbo(entry['test'])}")
     return " | ".join(parts)
 
 
@@ -537,8 +595,9 @@ def format_elbo(terms):
 def format_results(results, test_name):
     """What is printed of the final metrics."""
     lines = [f"{test_name} {format_elbo(results['test'])}"]
-    if "laplace" in results:
-        # Of the encoder to a better posterior (Cremer, Li & Duvenaud 2018).
+    if "laplace" in results:  # of a GridVAE
+        # The amortisation gap: how much L_tot the encoder loses to a posterior that is found for
+        # each image anew (Cremer, Li & Duvenaud 2018).
         gap = results["test"]["L_tot"] - results["laplace"]["L_tot"]
         laplace = format_elbo(results["laplace"])
         lines.append(f"Laplace posterior {laplace} | amortisation gap {gap:.2f}")
@@ -559,63 +618,64 @@ def format_results(results, test_name):
 # --- Pictures ---------------------------------------------------------------------------------
 
 
-class Shown(NamedTuple):
+class PictureData(NamedTuple):
     """What the pictures are drawn from."""
 
     model: torch.nn.Module
-    digits: NamedTuple  # `data.Digits`
+    digits: Digits
     log: list  # the metrics of each epoch
-    views: (
-        dict  # {epochs: `snapshot` after so many, as arrays}, in order, the last one as it is now
-    )
-    plane: plots.Plane  # of the codes as they are now
+    # {epochs done: `take_snapshot` then, as arrays}, in order. The last is of the final model.
+    snapshots: dict
+    plane: plots.Plane  # that shows the final model's codes
 
     @property
-    def now(self):
-        """The last of the views."""
-        return self.views[max(self.views)]
+    def final(self):
+        """The last of the snapshots."""
+        return self.snapshots[max(self.snapshots)]
 
-    def points(self, view):
-        """The last test codes of a view in the plane: [N, 2]."""
-        return self.plane.project(view["last_codes"])
+    def points(self, snapshot):
+        """The last test codes of a snapshot in the plane: [N, 2]."""
+        return self.plane.project(snapshot["last_codes"])
 
 
-def gather_views(model, digits, history, epochs):
-    """What the pictures show of a training whose best epoch was the one after `epochs`."""
-    snapshots = {**history.snapshots, epochs: snapshot(model, digits)}
-    views = {}
-    for number in sorted(snapshots):
-        if number <= epochs:
-            views[number] = {name: part.numpy() for name, part in snapshots[number].items()}
-    plane = plots.plane_of(views[epochs]["last_codes"])
-    return Shown(model, digits, history.log, views, plane)
+def picture_data(model, digits, history, epochs):
+    """What the pictures show of a training, up to its best epoch, the one after `epochs`."""
+    tensors = {**history.snapshots, epochs: take_snapshot(model, digits)}
+    snapshots = {}
+    for epochs_done in sorted(tensors):
+        if epochs_done <= epochs:
+            snapshot = tensors[epochs_done]
+            snapshots[epochs_done] = {name: part.numpy() for name, part in snapshot.items()}
+    plane = plots.plane_of(snapshots[epochs]["last_codes"])
+    return PictureData(model, digits, history.log, snapshots, plane)
 
 
 def draw_scatter(shown):
     """The homework's picture: the codes of the last 1000 test images, coloured by digit."""
     labels = shown.digits.last_test_labels
     name = shown.digits.test_name
-    title = f"Codes of {'the last ' if name == 'test' else ''}{len(labels)} {name} images"
-    return plots.draw_scatter(shown.points(shown.now), labels, shown.plane, title)
+    which = f"the last {len(labels)}" if name == "test" else len(labels)
+    title = f"Codes of {which} {name} images"
+    return plots.draw_scatter(shown.points(shown.final), labels, shown.plane, title)
 
 
 def draw_scatter_epochs(shown):
     """The same codes as training goes on."""
-    points = {after(epochs): shown.points(view) for epochs, view in shown.views.items()}
+    points = {after(epochs): shown.points(part) for epochs, part in shown.snapshots.items()}
     return plots.draw_scatters(points, shown.digits.last_test_labels, shown.plane)
 
 
 def draw_reconstructions(shown):
     """Ten test images of each digit, and what their codes decode to as training goes on."""
     panels = {f"{shown.digits.test_name} images": shown.digits.x_shown.cpu().numpy()}
-    for epochs, view in shown.views.items():
+    for epochs, snapshot in shown.snapshots.items():
         if epochs > 0:  # before training all is grey
-            panels[after(epochs)] = view["images"]
+            panels[after(epochs)] = snapshot["shown_images"]
     return plots.draw_image_panels(panels)
 
 
 def after(epochs):
-    """When a view was taken, as a title."""
+    """When a snapshot was taken, as a title."""
     if epochs == 0:
         return "before training"
     return "after 1 epoch" if epochs == 1 else f"after {epochs} epochs"
@@ -623,35 +683,36 @@ def after(epochs):
 
 def draw_loss(shown):
     """L_tot over the epochs, and the gap between the encoder and the Laplace posterior."""
-    looks = {  # in the log: (name, style, colour)
-        "train": ("train", "o-", plots.COLOURS[6]),
-        "validation": ("validation", "s-", plots.COLOURS[4]),
-        "test": ("test", "^-", plots.COLOURS[0]),
-        "laplace": ("test, exact posterior", "--", plots.COLOURS[5]),
-    }
     curves = {}
-    for key, (name, style, colour) in looks.items():
-        epochs = [number for number, entry in enumerate(shown.log, start=1) if key in entry]
-        if not epochs:
+    for key, name, style, colour in (
+        ("train", "train", "o-", plots.COLOURS[6]),
+        ("validation", "validation", "s-", plots.COLOURS[4]),
+        ("test", "test", "^-", plots.COLOURS[0]),
+        ("laplace", "test, exact posterior", "--", plots.COLOURS[5]),
+    ):
+        measured = {n: entry[key] for n, entry in enumerate(shown.log, start=1) if key in entry}
+        if not measured:
             continue
-        values = [shown.log[number - 1][key]["L_tot"] for number in epochs]
-        label = f"{name}, {values[0]:.1f} to {values[-1]:.2f}"
-        curves[key] = plots.Curve(label, epochs, values, style, colour)
-    band = None
+        l_tot = [terms["L_tot"] for terms in measured.values()]
+        label = f"{name}, {l_tot[0]:.1f} to {l_tot[-1]:.2f}"
+        curves[key] = plots.Curve(label, list(measured), l_tot, style, colour)
+    gap = None
     if "laplace" in curves:
-        epochs, lower = curves["laplace"].x, curves["laplace"].y
-        upper = [shown.log[number - 1]["test"]["L_tot"] for number in epochs]
+        epochs = curves["laplace"].x
+        lower = curves["laplace"].y
+        upper = [shown.log[n - 1]["test"]["L_tot"] for n in epochs]
         label = f"amortisation gap, last {upper[-1] - lower[-1]:.2f} nats"
-        band = (label, epochs, lower, upper, plots.COLOURS[0])
-    return plots.draw_curves(curves.values(), "epochs", "$L_{tot}$, nats per image", band)
+        gap = plots.Band(label, epochs, lower, upper, plots.COLOURS[0])
+    return plots.draw_curves(curves.values(), gap, "epochs", "$L_{tot}$, nats per image")
 
 
 def draw_sanity_check(shown):
     """One image of each digit, its code, and what the code decodes to."""
-    images = shown.digits.x_shown.cpu().numpy()
     one_of_each = slice(None, None, 10)
     return plots.draw_image_code_image(
-        images[one_of_each], shown.now["codes"][one_of_each], shown.now["images"][one_of_each]
+        shown.digits.x_shown.cpu().numpy()[one_of_each],
+        shown.final["shown_codes"][one_of_each],
+        shown.final["shown_images"][one_of_each],
     )
 
 
@@ -661,8 +722,8 @@ def draw_manifold(shown):
     return plots.draw_decoded_plane(lambda codes: decode_images(decoder, codes), shown.plane)
 
 
-# File names in the folder of --figures, and what draws them; a function may return None if its
-# picture makes no sense for a model.
+# The pictures in the folder of --figures: {file name: function of a PictureData}. A function that
+# returns None leaves its picture out, say if it is only for models with two latents.
 FIGURES = {
     "scatter_epochs": draw_scatter_epochs,
     "reconstructions": draw_reconstructions,
@@ -695,6 +756,7 @@ DEVICES = {  # name: whether this machine has it; the first that it has is the d
 
 
 def main():
+    """Train, evaluate, draw and save, as the flags say."""
     started = time.perf_counter()
     args = parse_arguments()
     device = choose_device(args.device)
@@ -712,8 +774,9 @@ def main():
         print("evaluating ...", flush=True)
         summary = {**description, "epochs": epochs, "results": evaluate(model, digits)}
         print("drawing ...", flush=True)
-        shown = gather_views(model, digits, history, epochs)
+        shown = picture_data(model, digits, history, epochs)
         outputs = draw_pictures(shown, with_figures=args.figures is not None)
+        # `outputs` has the contents, `files` the paths, by the same names.
         outputs["checkpoint"] = checkpoint_bytes(model, **summary)
         training_seconds = sum(entry["seconds"] for entry in history.log)
         total_seconds = time.perf_counter() - started
@@ -754,15 +817,15 @@ def parse_arguments():
         help="dimensions of a code (default 2)")
     add = parser.add_argument_group("training").add_argument
     whole = between(int, 1, MAX_INTEGER)
-    two, others = GRID_SETTINGS, PLAIN_SETTINGS
-    add("--epochs", type=whole, metavar="N", default=others.epochs,
-        help=f"passes over the data (default {others.epochs})")
+    grid, plain = GRID_SETTINGS, PLAIN_SETTINGS
+    add("--epochs", type=whole, metavar="N", default=plain.epochs,
+        help=f"passes over the data (default {plain.epochs})")
     add("--batch-size", type=whole, metavar="N",
-        help=f"batch size (default {two.batch_size} for a VAE of 2 latents, "
-        f"{others.batch_size} for others)")
+        help=f"batch size (default {grid.batch_size} for a VAE of 2 latents, "
+        f"{plain.batch_size} for others)")
     add("--lr", type=between(float, 1e-9, 1e6), metavar="X",
-        help=f"highest learning rate (default {two.lr} for a VAE of 2 latents, "
-        f"{others.lr} for others)")
+        help=f"highest learning rate (default {grid.lr} for a VAE of 2 latents, "
+        f"{plain.lr} for others)")
     add("--validation", type=between(int, 0, MAX_INTEGER), metavar="N", default=0,
         help="hold out the last N training images, and keep the best epoch's weights (default 0)")
     add("--patience", type=whole, metavar="N",
@@ -806,7 +869,10 @@ def settings_from(args, model):
 
 
 def output_files(args):
-    """The path of each output, {name: path}, none in the way of another or of the data."""
+    """The path of each output: {name: path}.
+
+    Raises InputError: one would overwrite another or the data, or is the folder of another.
+    """
     if not args.checkpoint.name:
         raise InputError(f"--checkpoint {args.checkpoint}: is a folder; name a file")
     name = args.checkpoint.name.removesuffix(".safetensors") or args.checkpoint.name
@@ -832,13 +898,13 @@ def output_files(args):
 def disk_space(model, files):
     """About as many bytes as the outputs need."""
     weights = sum(weight.nbytes for weight in model.state_dict().values())
-    # In the checkpoint once; for --resume as they are, the best ones, and two moments of AdamW.
-    needed = 5 * weights + PICTURE_BYTES * len(files)
+    # A copy in the checkpoint; for --resume the last ones, the best ones, AdamW's two moments.
+    needed = (1 + 1 + 1 + 2) * weights + PICTURE_BYTES * len(files)
     return 2 * needed  # new files stand beside older ones until they are whole
 
 
 def describe_run(args, settings, digits):
-    """The settings, which --resume must find unchanged, and the versions."""
+    """What a run's files say of it: its flags, which --resume must find unchanged, and versions."""
     return {
         "settings": {
             "model": args.model,

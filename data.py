@@ -27,9 +27,11 @@ FILES = {  # split: (images, labels), the names that LeCun gave them
 }
 FILE_NAMES = FILES["train"] + FILES["test"]
 SUBFOLDERS = ("", "raw", "MNIST/raw")  # flat, or as torchvision lays them out
-MAX_IMAGES = 240_000  # in a file: what EMNIST has, the largest set of ten classes in this format
-UNSIGNED_BYTE = 8  # an idx file's code for its type of numbers
-RANKS = {"labels": 1, "images": 3}  # of an idx file: how many sizes follow
+MAX_IMAGES = 240_000  # in a file; EMNIST's digits, the largest set of this kind, have as many
+# An idx file begins with two zero bytes, the type of its numbers and its rank, a byte each. Then
+# come as many sizes as its rank says, of 4 bytes each, and then the numbers.
+UNSIGNED_BYTE = 8  # the type
+RANKS = {"labels": 1, "images": 3}
 LAST_TEST_IMAGES = 1000  # the homework asks for the codes of the last 1000
 DOWNLOAD_TIMEOUT = 30  # seconds without an answer; torchvision alone would wait for ever
 
@@ -42,7 +44,7 @@ class Digits(NamedTuple):
     x_test: torch.Tensor
     test_labels: np.ndarray
     x_shown: torch.Tensor  # the first ten test images of each digit; if there are fewer, repeated
-    identity: dict  # names the training images: their number and MD5
+    identity: dict  # of the training images: their number and MD5
     test_name: str  # "test" or, as a part of a table, "held-out"
 
     @property
@@ -78,13 +80,16 @@ def as_input(images, device="cpu"):
 
 
 def first_of_each_digit(labels, count=10):
-    """Where the first `count` of each digit are, digit by digit; if there are fewer, repeated."""
-    places = [np.resize(np.flatnonzero(labels == digit), count) for digit in np.unique(labels)]
-    return np.concatenate(places)
+    """The indices of the first `count` labels of each digit, digit by digit."""
+    indices = []
+    for digit in np.unique(labels):
+        all_of_digit = np.flatnonzero(labels == digit)
+        indices.append(np.resize(all_of_digit, count))  # which repeats them if they are fewer
+    return np.concatenate(indices)
 
 
 def idx_md5(images):
-    """The MD5 of images as an uncompressed idx file: that of MNIST is known, so it names them."""
+    """The MD5 of the uncompressed idx file of these images; MNIST's is published."""
     digest = hashlib.md5(usedforsecurity=False)
     digest.update(idx_magic("images") + struct.pack(">3I", *images.shape))
     digest.update(images)
@@ -101,7 +106,7 @@ def load_digits(path, split):
     Raises InputError: a file is missing, unreadable or not what its name says.
     """
     path = Path(path)
-    if path.suffix and not path.exists():
+    if path.suffix and not path.exists():  # a folder that is not there is made by a download
         raise InputError(f"{path}: no such file or folder")
     if path.is_file():
         return _load_table(path, split)
@@ -125,12 +130,16 @@ def load_digits(path, split):
 
 
 def _load_table(path, split):
-    """A split of a table, its lines in a random order, as a table may be sorted by its labels."""
+    """A split of a table.
+
+    A table may be sorted by its labels, and then the last images would be of one digit. So its
+    lines are put in a random order, always the same one.
+    """
     pixels, labels = read_table(path, pixels=math.prod(IMAGE_SHAPE))
     order = np.random.default_rng(0).permutation(len(labels))
     images = pixels[order].reshape(-1, *IMAGE_SHAPE)
     labels = labels[order]
-    chosen = _held_out(labels)
+    chosen = _in_test_split(labels)
     if split == "train":
         chosen = ~chosen
     if not chosen.any():
@@ -138,14 +147,14 @@ def _load_table(path, split):
     return images[chosen], labels[chosen]
 
 
-def _held_out(labels):
+def _in_test_split(labels):
     """True for a fifth of the images of each digit, always the same ones: bool [N]."""
     rng = np.random.default_rng(0)
-    held_out = np.zeros(len(labels), bool)
+    chosen = np.zeros(len(labels), bool)
     for digit in range(10):
         places = rng.permutation(np.flatnonzero(labels == digit))
-        held_out[places[: round(len(places) / 5)]] = True
-    return held_out
+        chosen[places[: round(len(places) / 5)]] = True
+    return chosen
 
 
 # --- idx files --------------------------------------------------------------------------------
@@ -157,9 +166,9 @@ def _find(path, split):
         folder = path / subfolder
         found = {}
         for name in FILE_NAMES:
-            for file in (folder / f"{name}.gz", folder / name):  # if both are there, the raw one
+            for file in (folder / f"{name}.gz", folder / name):
                 if file.is_file():
-                    found[name] = file
+                    found[name] = file  # if both are there, the second, uncompressed one
         if not found:
             continue
         missing = [name for name in FILES[split] if name not in found]
@@ -179,16 +188,17 @@ def idx_magic(kind):
 def _read_idx(path, kind):
     """Read an idx file of "images" or "labels": the magic bytes, the sizes, the numbers."""
     open_file = gzip.open if path.suffix == ".gz" else open
-    unreadable = explained(path, "cannot be read", "copy it again", (OSError, EOFError, zlib.error))
-    with unreadable, open_file(path, "rb") as file:
+    damage = (OSError, EOFError, zlib.error)
+    one_line = explained(path, "cannot be read", "copy it again", damage)
+    with one_line, open_file(path, "rb") as file:
         header = file.read(4 + 4 * RANKS[kind])
         count, *sizes = _read_header(path, header, kind)
         promised = count * math.prod(sizes)  # bytes
-        body = file.read(promised + 1)
+        body = file.read(promised + 1)  # one more, to notice a file that is too long
     if len(body) != promised:
         problem = "truncated, fewer" if len(body) < promised else "too long, more"
         raise InputError(f"{path}: {problem} than the {promised} bytes it promises; copy it again")
-    writable = bytearray(body)  # PyTorch warns of arrays that are not
+    writable = bytearray(body)  # PyTorch warns of read-only arrays
     return np.frombuffer(writable, np.uint8).reshape(count, *sizes)
 
 
@@ -213,11 +223,11 @@ def _read_header(path, header, kind):
 def _download(path, split):
     """Have torchvision fetch and verify MNIST, move it to `path/MNIST/raw`, and find the split."""
     raw = Path("MNIST/raw")
-    problem = "torchvision cannot be imported"
+    problem = "torchvision cannot be imported"  # if the next line fails
     try:
         from torchvision import datasets  # only here: beside another PyTorch's build it cannot load
 
-        problem = "the download failed"
+        problem = "the download failed"  # if one of the next lines does
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
         with tempfile.TemporaryDirectory() as folder:
             with contextlib.redirect_stdout(sys.stderr):  # stdout is the training log

@@ -4,7 +4,8 @@
     python decoder_generate.py --seed 1 --count 50
     python decoder_generate.py --codes my.csv       # decode the codes in a file, one per line
 
-Needs what auto_encoder.py saves.
+Needs what auto_encoder.py saves. A plain auto-encoder has no prior; its codes are sampled from a
+Gaussian that auto_encoder.py fitted to those of training images.
 """
 
 import io
@@ -19,7 +20,7 @@ from lib import plots
 from lib.cli import Parser, between, nonempty_path, run
 from lib.errors import InputError
 from lib.files import read_lines, replace_images, reserved, write_files
-from models import SHIPPED, decode_images, draw_noise, load_checkpoint
+from models import SHIPPED, decode_images, load_checkpoint, sample_noise
 
 PROJECT = Path(__file__).resolve().parent
 OUT = PROJECT / "imgs_generated"
@@ -32,23 +33,23 @@ def main():
     if args.codes:
         codes = read_codes(args.codes, decoder.latent_dim)
     else:
-        noise = draw_noise(args.count, decoder.latent_dim, args.seed, args.draws)
+        noise = sample_noise(args.count, decoder.latent_dim, args.seed, args.draws)
         codes = decoder.sample(noise)
     codes = codes.numpy()
     images = decode_images(decoder, codes)  # [N, 784] in [0, 1]
     pngs = [png_bytes(image) for image in images]
 
-    sheets = []  # of all images; only for the default folder, whose sheet is in figures/
-    if os.path.realpath(args.out) == os.path.realpath(OUT):
-        sheets = [SHEET]
+    with_sheet = os.path.realpath(args.out) == os.path.realpath(OUT)  # figures/ belongs to it
+    first_image = args.out / "00.png"  # its lock stands for the whole folder
+    reserved_files = [first_image, SHEET] if with_sheet else [first_image]
     needed_bytes = 2 * sum(len(png) for png in pngs)  # new images stand beside older ones
-    with plots.own_style(), reserved([args.out / "00.png", *sheets], needed_bytes):
-        for sheet in sheets:
-            drawn = plots.draw_sheet(images, codes, lambda codes: decode_images(decoder, codes))
-            write_files({sheet: drawn})
+    with plots.own_style(), reserved(reserved_files, needed_bytes):
+        if with_sheet:
+            sheet = plots.draw_sheet(images, codes, lambda grid: decode_images(decoder, grid))
+            write_files({SHEET: sheet})
         replace_images(args.out, pngs)
-    written = [str(path) for path in (args.out, *sheets)]
-    print(f"wrote {len(pngs)} images to {', '.join(written)}")
+    and_sheet = f", {SHEET}" if with_sheet else ""
+    print(f"wrote {len(pngs)} images to {args.out}{and_sheet}")
 
 
 # fmt: off
@@ -59,7 +60,7 @@ def parse_arguments():
         help="what auto_encoder.py saved (default checkpoints/vae.safetensors)")
     add("--out", type=nonempty_path, metavar="DIR", default=OUT,
         help="folder for 00.png, 01.png, ...; older images of such names in it are replaced "
-        "(default imgs_generated, and all on one sheet in figures/generated.png)")
+        "(default imgs_generated, with the first 50 on one sheet in figures/generated.png)")
     add("--count", type=between(int, 1, 10_000), metavar="N", default=20,
         help="how many images (default 20)")
     add("--seed", type=between(int, 0, 2**31 - 1), metavar="N", default=0,
@@ -73,7 +74,10 @@ def parse_arguments():
 
 
 def read_codes(path, latent_dim):
-    """Codes [N, latent_dim] from a text file; InputError if a line is not such finite numbers."""
+    """Codes [N, latent_dim] from a text file, one per line.
+
+    Raises InputError: a line is not `latent_dim` finite numbers, or there is none.
+    """
     codes = []
     for number, line in enumerate(read_lines(path), start=1):
         words = line.replace(",", " ").split()
@@ -82,7 +86,7 @@ def read_codes(path, latent_dim):
         try:
             code = torch.tensor([float(word) for word in words])
         except ValueError:
-            code = torch.tensor([])
+            code = torch.tensor([])  # refused below
         if len(code) != latent_dim or not code.isfinite().all():
             raise InputError(f"--codes {path}, line {number}: needs {latent_dim} finite numbers")
         codes.append(code)

@@ -5,7 +5,9 @@
     GridVAE         the default: a VAE with two latents, few enough for Bayes' rule on a grid
 
 In a VAE p(z) = N(0, I) is the prior of a code, p(x|z) = prod_i Bernoulli(x_i; sigmoid(decode(z)_i))
-is the decoder, and q(z|x) = N(mean, variance) is the encoder. All quantities are in nats per image.
+is the decoder, and q(z|x) = N(mean, variance) is the encoder. For the grey pixels of MNIST, 0 to 1,
+-log p(x|z) is the cross-entropy, as is usual. All quantities are in nats (natural logarithms) per
+image.
 """
 
 import itertools
@@ -16,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lib import checkpoints, latent_grid
+from lib import EVAL_BATCH, checkpoints, latent_grid
 from lib.errors import explained
 from lib.latent_grid import log_standard_normal
 
@@ -25,26 +27,28 @@ SHIPPED = Path(__file__).resolve().parent / "checkpoints/vae.safetensors"
 CHECKPOINT_FORMAT = "mnist-auto-encoder-6"
 RETRAIN = "auto_encoder.py makes a new one"
 
-# Widths of the hidden layers, in the order in which they are computed.
+# Widths of the hidden layers, in the order in which they are computed; chosen on the last 5,000
+# training images, after training on the others.
 DECODER_WIDTHS = (256, 256, 256, 256, 512)
 ENCODER_WIDTHS = (512, 512, 256)
 REGION_ENCODER_WIDTHS = (256, 256, 256, 256)
-
-BATCH_SIZE = 1000  # images at a time where gradients are not needed, so that memory is bounded
 
 
 # --- Networks ---------------------------------------------------------------------------------
 
 
 class InputLayer(nn.Linear):
-    """A network's first layer: linear, then GELU."""
+    """A network's first layer: linear, then GELU (Hendrycks & Gimpel 2016).
+
+    A class of its own, as first layers and hidden ones have different optimizers.
+    """
 
     def forward(self, h):
         return F.gelu(super().forward(h))
 
 
 class HiddenLayer(nn.Linear):
-    """Linear, then GELU, with a skip connection if the output is as wide as the input."""
+    """Linear, then GELU; with a skip connection (He et al. 2016) where the width stays the same."""
 
     def forward(self, h):
         out = F.gelu(super().forward(h))
@@ -56,8 +60,8 @@ class HiddenLayer(nn.Linear):
 def hidden_layers(inputs, widths):
     """A network [N, inputs] -> [N, widths[-1]] of an InputLayer and HiddenLayers."""
     layers = [InputLayer(inputs, widths[0])]
-    for narrower, wider in itertools.pairwise(widths):
-        layers.append(HiddenLayer(narrower, wider))
+    for width_in, width_out in itertools.pairwise(widths):
+        layers.append(HiddenLayer(width_in, width_out))
     return nn.Sequential(*layers)
 
 
@@ -74,84 +78,96 @@ def encoder_body(widths):
 class Decoder(nn.Module):
     """Codes [N, latent_dim] -> logits of the pixels' Bernoulli means, [N, 784].
 
-    The MLP sees a code's quantiles, so that it has the same room for every share of the prior, and
-    their sines and cosines, to learn fine detail (Tancik et al. 2020, "Fourier features").
+    The MLP does not see z but s = 4 (2 ndtr(z) - 1), which is uniform from -4 to 4 if z is N(0, 1):
+    codes far from 0 are rare, and get no more room than others. It also sees sines and cosines of
+    s, to learn fine detail (Tancik et al. 2020, "Fourier features").
     """
 
-    # Quantiles are stretched from (-1, 1) to (-4, 4). Sines and cosines of half of that and of all
-    # of it go through 0.6 and 1.3 periods. benchmarks/ablation.py shows what they are worth.
+    # Over the range of s, sin(f s) goes through 8 f / (2 pi) periods: 0.6 and 1.3. The numbers were
+    # chosen as the widths were; benchmarks/ablation.py shows what the sines and cosines are worth.
     STRETCH = 4
     FREQUENCIES = (0.5, 1.0)
 
     def __init__(self, latent_dim, widths):
         super().__init__()
         self.latent_dim = latent_dim
-        features = latent_dim * (1 + 2 * len(self.FREQUENCIES))
-        self.net = mlp(features, widths, PIXELS)
+        inputs = latent_dim * (1 + 2 * len(self.FREQUENCIES))
+        self.net = mlp(inputs, widths, PIXELS)
         # What `sample` draws from: the prior, until an AutoEncoder puts its own codes' spread here.
-        self.register_buffer("mean", torch.zeros(latent_dim))
-        self.register_buffer("factor", torch.eye(latent_dim))
+        self.register_buffer("sample_mean", torch.zeros(latent_dim))
+        self.register_buffer("sample_factor", torch.eye(latent_dim))  # its square: the covariance
 
     def forward(self, z):
-        return self.net(self.features(z))
+        return self.net(self.inputs(z))
 
-    def features(self, z):
+    def inputs(self, z):
         """What the MLP sees of codes [N, latent_dim]: [N, 5 * latent_dim]."""
-        quantiles = self.STRETCH * torch.erf(z / math.sqrt(2))  # erf: ndtr, from -1 to 1
-        features = [quantiles]
+        s = self.STRETCH * torch.erf(z / math.sqrt(2))  # erf(z / sqrt(2)) = 2 ndtr(z) - 1
+        inputs = [s]
         for frequency in self.FREQUENCIES:
-            features.append(torch.sin(frequency * quantiles))
-            features.append(torch.cos(frequency * quantiles))
-        return torch.cat(features, dim=1)
+            inputs.append(torch.sin(frequency * s))
+            inputs.append(torch.cos(frequency * s))
+        return torch.cat(inputs, dim=1)
 
     def sample(self, noise):
-        """Codes from draws of N(0, I), both [N, latent_dim]."""
-        return self.mean + noise @ self.factor.T
+        """Codes from samples of N(0, I), both [N, latent_dim]."""
+        return self.sample_mean + noise @ self.sample_factor.T
 
 
 class RegionEncoder(nn.Module):
     """Images [N, 784] -> the Gaussian q(z|x): mean and logvar side by side, [N, 4].
 
     A posterior may have several peaks, and a regression would predict their mean. So the network
-    first classifies: which of regions x regions equal shares of the prior? Then a small matrix of
-    that region's own gives the Gaussian, relative to the region's centre and width.
+    first classifies. The plane is cut into regions_per_side x regions_per_side regions that have
+    equal shares of the prior, and the network says in which of them the code lies. Then a small
+    matrix that belongs to that region gives the Gaussian, relative to the region's centre and
+    width.
     """
 
-    # At the start of training a Gaussian's deviation is exp(-3 / 2) = 0.22 of its region's width,
-    # so that it lies inside, and its mean is at the centre: matrices near 0 give shifts near 0.
+    # A new encoder's Gaussians are at their regions' centres, as its matrices are nearly 0, and
+    # have a standard deviation of exp(-3 / 2) = 0.22 regions, so that they lie inside.
     INITIAL_LOGVAR = -3
     INITIAL_MATRIX_STD = 0.02
 
-    def __init__(self, widths, regions, readout):
+    def __init__(self, widths, regions_per_side, readout_width):
         super().__init__()
-        self.regions = regions  # per side of the plane
+        self.regions_per_side = regions_per_side
+        regions = regions_per_side**2
         self.body = encoder_body(widths)
-        self.region = nn.Linear(widths[-1], regions**2)
-        self.readout = HiddenLayer(widths[-1], readout)
-        # An embedding, as the gradient of plain indexing depends on the number of threads.
-        numbers = 4 * (readout + 1)  # mean and logvar from the readout and a constant
-        self.matrices = nn.Embedding(regions**2, numbers)
+        self.region_logits = nn.Linear(widths[-1], regions)
+        self.readout = HiddenLayer(widths[-1], readout_width)
+        # A region's matrix makes the four numbers of a Gaussian from the readout and a constant 1.
+        # An embedding looks it up: unlike that of indexing, its gradient is bit for bit the same
+        # with any number of threads.
+        self.matrices = nn.Embedding(regions, 4 * (readout_width + 1))
         nn.init.normal_(self.matrices.weight, std=self.INITIAL_MATRIX_STD)
 
     def forward(self, x):
         features = self.body(x)
-        likeliest = self.region(features).argmax(1)
-        return self.gaussian(features, likeliest)
+        likeliest = self.region_logits(features).argmax(1)
+        mean, logvar = self.gaussian(features, likeliest)
+        return torch.cat([mean, logvar], 1)
 
-    def gaussian(self, features, region):
-        """The Gaussian inside given regions [N], from features: [N, 4]."""
-        row_and_column = torch.stack([region // self.regions, region % self.regions], 1)
-        centre = torch.special.ndtri((row_and_column + 0.5) / self.regions)
-        width = latent_grid.cell_width(centre, self.regions)
+    def gaussian(self, features, region_index):
+        """The Gaussian in given regions [N], from features of `body`: mean, logvar, [N, 2] each.
+
+        Regions are numbered row by row, and rows run with z_1.
+        """
+        row = region_index // self.regions_per_side
+        column = region_index % self.regions_per_side
+        u = (torch.stack([row, column], 1) + 0.5) / self.regions_per_side
+        centre = torch.special.ndtri(u)  # [N, 2], in z
+        width = latent_grid.cell_width(centre, self.regions_per_side)  # [N, 2], in z
 
         readout = self.readout(features)
-        readout = F.pad(readout, (0, 1), value=1.0)  # the constant
-        matrices = self.matrices(region).view(len(region), 4, -1)
-        shift, logvar = (matrices @ readout[:, :, None])[:, :, 0].chunk(2, dim=1)
+        readout = F.pad(readout, (0, 1), value=1.0)  # [N, readout_width + 1]
+        matrices = self.matrices(region_index).view(len(region_index), 4, -1)
+        numbers = torch.bmm(matrices, readout[:, :, None])[:, :, 0]  # [N, 4]
+        shift, logvar_shift = numbers.chunk(2, dim=1)  # in widths of the region
 
         mean = centre + width * shift
-        logvar = 2 * width.log() + self.INITIAL_LOGVAR + logvar
-        return torch.cat([mean, logvar], 1)
+        logvar = 2 * width.log() + self.INITIAL_LOGVAR + logvar_shift
+        return mean, logvar
 
 
 # --- Models -----------------------------------------------------------------------------------
@@ -185,20 +201,24 @@ class AutoEncoder(nn.Module):
         """Logits [N, 784] of the pixels for codes [N, latent_dim]; their sigmoid is the image."""
         return self.decoder(z)
 
-    def elbo(self, x, generator=None):
-        """As the VAE's: minus the binary cross-entropy in nats, `[N]`, and a divergence of 0."""
+    def elbo(self, x, *, generator=None):
+        """What stands for the VAE's: minus the cross-entropy in nats, [N], and a divergence of 0.
+
+        So that both can be trained and evaluated alike. Nothing is drawn from `generator`.
+        """
         return log_bernoulli(x, self.decode(self.codes(x))), x.new_zeros(len(x))
 
     @torch.no_grad()
     def fit_sampler(self, x):
         """As there is no prior, let the decoder sample from the Gaussian that fits x's codes."""
-        codes = torch.cat([self.codes(part) for part in x.split(BATCH_SIZE)]).double()
+        codes = torch.cat([self.codes(part) for part in x.split(EVAL_BATCH)]).double()
         centred = codes - codes.mean(0)
         covariance = centred.T @ centred / len(x)
-        # nan_to_num: a loss that is not finite is reported by those who watch it.
+        # If training diverges, the codes are not finite. That is reported where the loss is
+        # measured; here eigh must not fail before.
         variances, axes = torch.linalg.eigh(covariance.nan_to_num())
-        self.decoder.mean.copy_(codes.mean(0))
-        self.decoder.factor.copy_(axes * variances.clamp_min(0).sqrt())
+        self.decoder.sample_mean.copy_(codes.mean(0))
+        self.decoder.sample_factor.copy_(axes * variances.clamp_min(0).sqrt())
 
 
 class VAE(AutoEncoder):
@@ -215,19 +235,21 @@ class VAE(AutoEncoder):
         """The mean of q(z|x) as the code of each image: [N, latent_dim]."""
         return self.encode(x)[0]
 
-    def elbo(self, x, q=None, generator=None):
-        """The two terms of the evidence lower bound of images [N, 784], with one sample of q(z|x).
+    def elbo(self, x, q=None, *, generator=None):
+        """The two terms of the evidence lower bound (ELBO) of images [N, 784].
 
-        The likelihood E_q[log p(x|z)] and the divergence KL(q(z|x) || p(z)), nats, [N] each (Kingma
-        & Welling 2014, equation 10); L_tot = divergence - likelihood. `q`, a mean and logvar,
-        stands in for those of `encode`. `generator` is PyTorch's own if there is none.
+        They are the likelihood E_q[log p(x|z)], from one sample of q(z|x), and the divergence
+        KL(q(z|x) || p(z)), nats, [N] each (Kingma & Welling 2014, equation 10). The bound is their
+        difference; L_tot = divergence - likelihood is to be minimised. `q`, a mean and logvar,
+        stands in for those of `encode`. The sample is drawn from PyTorch's own random numbers, or
+        from those of a `generator`.
         """
         mean, logvar = self.encode(x) if q is None else q
         z = reparameterize(mean, logvar, standard_normal_like(mean, generator))
         return log_bernoulli(x, self.decode(z)), kl_divergence(mean, logvar)
 
     def fit_sampler(self, x):
-        """Nothing to fit: the decoder samples from the prior."""
+        """Nothing is to be fitted: the decoder samples from the prior."""
 
     @torch.no_grad()
     def log_likelihood(self, x, samples=200, generator=None):
@@ -236,7 +258,7 @@ class VAE(AutoEncoder):
         From `samples` importance samples of the encoder: the log of the mean of p(x, z) / q(z|x)
         (IWAE: Burda, Grosse & Salakhutdinov 2016, equation 8).
         """
-        parts = [self._importance_sampled(part, samples, generator) for part in x.split(BATCH_SIZE)]
+        parts = [self._importance_sampled(part, samples, generator) for part in x.split(EVAL_BATCH)]
         return torch.cat(parts)
 
     def _importance_sampled(self, x, samples, generator):
@@ -245,7 +267,7 @@ class VAE(AutoEncoder):
         for _ in range(samples):
             noise = standard_normal_like(mean, generator)
             z = reparameterize(mean, logvar, noise)
-            # q(z|x) dz = N(noise; 0, I) dnoise, and dz = exp(logvar / 2) dnoise
+            # The density of z = mean + exp(logvar / 2) noise, by the change of variables.
             log_q = log_standard_normal(noise) - 0.5 * logvar.sum(1)
             log_joint = log_bernoulli(x, self.decode(z)) + log_standard_normal(z)
             log_weights.append(log_joint - log_q)
@@ -263,39 +285,47 @@ class GridVAE(VAE):
         self,
         encoder_widths=REGION_ENCODER_WIDTHS,
         decoder_widths=DECODER_WIDTHS,
-        regions=27,  # per side, of the encoder; chosen on the validation split (ablation.py)
-        readout=64,  # features that place a Gaussian in its region
+        regions_per_side=27,  # of the encoder; benchmarks/ablation.py compares it with 9 and 81
+        readout_width=64,  # features that place a Gaussian in its region
         grid_side=81,  # nodes per side; as good as 101, and faster
     ):
-        if grid_side % regions:
-            raise ValueError(f"grid_side {grid_side} is not a multiple of regions {regions}")
-        self.regions = regions  # before super().__init__, which calls make_encoder
-        self.readout = readout
+        if grid_side % regions_per_side:
+            raise ValueError(
+                f"grid_side {grid_side} is not a multiple of regions_per_side {regions_per_side}"
+            )
+        # Before super().__init__, which calls make_encoder; for numbers PyTorch allows it.
+        self.regions_per_side = regions_per_side
+        self.readout_width = readout_width
         super().__init__(2, encoder_widths, decoder_widths)
         self.grid_side = grid_side
-        del self.config["latent_dim"]  # always 2
-        self.config.update(regions=regions, readout=readout, grid_side=grid_side)
+        self.config = {
+            "encoder_widths": list(encoder_widths),
+            "decoder_widths": list(decoder_widths),
+            "regions_per_side": regions_per_side,
+            "readout_width": readout_width,
+            "grid_side": grid_side,
+        }
 
     def make_encoder(self, widths):
-        return RegionEncoder(widths, self.regions, self.readout)
+        return RegionEncoder(widths, self.regions_per_side, self.readout_width)
 
-    def latent_grid(self, side=None):
-        """The decoder's `LatentGrid`, by default of grid_side x grid_side codes."""
+    def make_grid(self, side=None):
+        """The decoder's `LatentGrid`, by default of grid_side x grid_side codes. No gradient."""
         if side is None:
             side = self.grid_side
         device = next(self.parameters()).device
         return latent_grid.square_grid(self.decoder, side, device)
 
     def laplace_posterior(self, x):
-        """As `encode`, by Bayes' rule instead of the encoder: Laplace's method on the grid."""
-        return self.latent_grid().laplace_posterior(x)
+        """As `encode`, but by Bayes' rule and Laplace's method on the grid, not the encoder."""
+        return self.make_grid().laplace_posterior(x)
 
     @torch.no_grad()
     def log_likelihood(self, x, side=324, generator=None):
         """log p(x) in nats, [N], for images [N, 784] in [0, 1], by quadrature: no sampling.
 
         On side x side codes, `side` a multiple of 9; benchmarks/quadrature.py shows that 324 are
-        enough.
+        enough. Nothing is drawn from `generator`.
         """
         return latent_grid.log_marginal_likelihood(self.decoder, x, side)
 
@@ -334,23 +364,23 @@ def standard_normal_like(tensor, generator=None):
 
 @torch.no_grad()
 def decode_images(decoder, codes):
-    """The images, [N, 784] in [0, 1], of codes [N, latent_dim]; both are float32 arrays."""
+    """The images, [N, 784] in [0, 1], of codes [N, latent_dim]; both are float32 NumPy arrays."""
     device = next(decoder.parameters()).device
     logits = decoder(torch.from_numpy(codes).to(device))
     return logits.sigmoid().cpu().numpy()
 
 
-def draw_noise(count, latent_dim, seed, draws):
+def sample_noise(count, latent_dim, seed, draws):
     """Samples of N(0, I), [count, latent_dim], "even" or "random" ones.
 
-    "random" ones are independent. "even" ones are quantiles at a scrambled Sobol sequence (Matousek
-    1998), which together leave no gaps.
+    "random" ones are independent. "even" ones are spread evenly: u is a scrambled Sobol sequence in
+    the unit cube (Matousek 1998), which leaves no gaps, and z = ndtri(u).
     """
     if draws == "random":
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(count, latent_dim, generator=generator)
-    quantiles = torch.quasirandom.SobolEngine(latent_dim, scramble=True, seed=seed).draw(count)
-    return torch.special.ndtri(quantiles.clamp(1e-6, 1 - 1e-6))  # at 0 and 1 it is infinite
+    u = torch.quasirandom.SobolEngine(latent_dim, scramble=True, seed=seed).draw(count)
+    return torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6))  # at 0 and 1 ndtri is infinite
 
 
 # --- Checkpoints ------------------------------------------------------------------------------
@@ -373,10 +403,11 @@ def load_checkpoint(path):
     weights, contents = checkpoints.read_file(path, CHECKPOINT_FORMAT, RETRAIN)
     with explained(path, "is of another architecture than models.py has", RETRAIN):
         config = contents["config"]
-        if len(config["encoder_widths"]) + len(config["decoder_widths"]) > len(weights):
+        layers = len(config["encoder_widths"]) + len(config["decoder_widths"])
+        if layers > len(weights):  # a forged file may ask for a million layers
             raise ValueError("more layers than weights")
-        with torch.device("meta"):  # takes no memory, whatever sizes the file claims
+        with torch.device("meta"):  # takes no memory, whatever sizes the file asks for
             model = MODELS[contents["model"]](**config)
-        model.load_state_dict(weights, assign=True)
+        model.load_state_dict(weights, assign=True)  # nothing can be copied into such tensors
         model.metadata = contents["metadata"]
     return model.eval()

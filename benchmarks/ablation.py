@@ -73,21 +73,18 @@ def adamw_for_all(vae, settings):
 
 def half_augmented_loss(vae, x, grid, positions, settings, generator):
     """As `auto_encoder.grid_loss`, with half of the encoder's images augmented."""
-    log_likelihood_grid = grid.log_likelihood(x)
+    log_scores = grid.log_likelihood_grid(x)
     if positions is not None:
-        near = auto_encoder.log_near(positions, grid, settings)
-        log_likelihood_grid = log_likelihood_grid + near
-    decoder_loss, l_tot = auto_encoder.decoder_loss(
-        vae, x, log_likelihood_grid, grid, settings, generator
-    )
+        log_scores = log_scores + auto_encoder.log_near(positions, grid, settings)
+    decoder_loss, l_tot = auto_encoder.decoder_loss(vae, x, log_scores, grid, settings, generator)
     half = (len(x) + 1) // 2
     with torch.no_grad():
         augmented = augment(x[:half], generator)
-        of_augmented = grid.log_likelihood(augmented)
+        of_augmented = grid.log_likelihood_grid(augmented)
     encoder_loss = auto_encoder.encoder_loss(
         vae.encoder,
         torch.cat([augmented, x[half:]]),
-        torch.cat([of_augmented, log_likelihood_grid[half:]]),
+        torch.cat([of_augmented, log_scores[half:]]),
         settings,
         generator,
     )
@@ -129,8 +126,10 @@ VARIANTS = {
     "start from principal components": Variant(positions=ranks_by_principal_components),
     "codes as wide as the posterior": Variant(settings=changed(variance_factor=1.0)),
     "no sines and cosines": Variant(model=PlainDecoderVAE),
-    "9 x 9 regions": Variant(model=lambda: GridVAE(regions=9)),
-    "81 x 81 regions": Variant(model=lambda: GridVAE(regions=81), settings=changed(coarse_side=81)),
+    "9 x 9 regions": Variant(model=lambda: GridVAE(regions_per_side=9)),
+    "81 x 81 regions": Variant(
+        model=lambda: GridVAE(regions_per_side=81), settings=changed(som_grid_side=81)
+    ),
     "half augmented": Variant(loss=half_augmented_loss),
     "AdamW for all, no Muon": Variant(optimizers=adamw_for_all),
     "grid of 54 x 54 codes": Variant(model=lambda: GridVAE(grid_side=54)),
@@ -154,6 +153,8 @@ def train(variant, x):
         if settings.som_epochs:
             positions = variant.positions(x.view(-1, 28, 28), settings.seed)
         for epoch in range(settings.epochs):
+            if epoch >= settings.som_epochs:
+                positions = None
             auto_encoder.train_epoch(model, optimizers, x, epoch, settings, positions)
     return model.eval()
 

@@ -12,7 +12,7 @@ import torch
 from common import PROJECT, digits, write_files, write_json
 
 from auto_encoder import NEIGHBOURS
-from lib import metrics, plots
+from lib import EVAL_BATCH, metrics, plots
 from lib.som import slant
 from models import SHIPPED, load_checkpoint
 
@@ -24,7 +24,7 @@ IMAGES_DRAWN = 2  # of each digit of a pair
 def bounds(vae, x, posterior):
     """The ELBO of each image in nats, [N], over samples of q; `posterior` maps images to q."""
     parts = []
-    for part in x.split(metrics.BATCH_SIZE):
+    for part in x.split(EVAL_BATCH):
         q = posterior(part)
         draws = []
         for _ in range(SAMPLES):
@@ -105,11 +105,13 @@ def main():
     )
     unexplained = (guessed_style - style(x_test)).square().mean(0) / style(x_test).var(0)
 
-    grid = vae.latent_grid()
+    grid = vae.make_grid()
     laplace_bounds = bounds(vae, x_test, grid.laplace_posterior)
     gap = laplace_bounds - bounds(vae, x_test, vae.encode)
     laplace_mean, _ = grid.laplace_posterior(x_test)
-    in_regions = [vae.regions * torch.special.ndtr(codes) for codes in (mean, laplace_mean)]
+    in_regions = [
+        vae.regions_per_side * torch.special.ndtr(codes) for codes in (mean, laplace_mean)
+    ]
     # The same region, or one beside it.
     right = ((in_regions[0] - in_regions[1]).abs() < 1.5).all(1)
     results = {

@@ -13,7 +13,7 @@ import torch
 from classifier import classifier
 from common import OTHER_SEEDS, digits, write_json
 
-from models import SHIPPED, draw_noise, load_checkpoint
+from models import SHIPPED, load_checkpoint, sample_noise
 
 SEEDS = 50
 COUNT = 20  # images of a seed
@@ -25,7 +25,7 @@ def judge(network, decoder, draws):
     confidences = []
     different_digits = []
     for seed in range(SEEDS):
-        codes = decoder.sample(draw_noise(COUNT, decoder.latent_dim, seed, draws))
+        codes = decoder.sample(sample_noise(COUNT, decoder.latent_dim, seed, draws))
         confidence, digit = network(decoder(codes).sigmoid()).softmax(1).max(1)
         confidences.append(confidence.mean().item())
         different_digits.append(len(digit.unique()))

@@ -3,11 +3,13 @@
 The prior is p(z) = N(0, I), and a pixel is a Bernoulli variable whose logit a decoder gives; the
 decoder is any callable that maps codes [G, 2] to logits [G, D].
 
-The nodes of a grid lie at quantiles of the prior. `ndtr` is the distribution function of N(0, 1),
-u = ndtr(z), and `ndtri` its inverse, z = ndtri(u). With u on an even grid in the unit square, each
-node stands for the same share of the prior. So the mean of p(x|z) over the nodes is the midpoint
-rule for p(x), Bayes' rule is a softmax of log p(x|z) over the nodes, and no node is spent where the
-prior has no mass.
+Two coordinates are used. A code z is a point of the plane. u = ndtr(z), the distribution function
+of N(0, 1), is the same point in the unit square, and z = ndtri(u) is the inverse. The nodes of a
+grid are evenly spaced in u, so that each stands for the same share of the prior:
+
+- the mean of p(x|z) over the nodes is an integral over the prior, p(x) (the midpoint rule),
+- Bayes' rule is a softmax of log p(x|z) over the nodes,
+- no node is spent where the prior has no mass.
 """
 
 import math
@@ -16,19 +18,27 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-BATCH_SIZE = 1000  # images or codes at a time, so that memory is bounded
+from lib import EVAL_BATCH
 
-# Laplace's approximation, in units of nodes:
-MIN_PRECISION = 1e-3  # at the border log p(x, z) may curve upwards; this is as flat as makes a
-# deviation of 1 / sqrt(1e-3) = 32 nodes, which the prior's then limits
-MAX_CORRELATION = 0.9  # between rows and columns; below 1, so that the Hessian can be inverted
-MAX_NEWTON_STEP = 0.45  # below half a node, so that the best node stays the nearest to the peak
+# Laplace's approximation, in units of nodes.
+#
+# At the border log p(x, z) may curve upwards, and no Gaussian does. The flattest one that is taken
+# has a standard deviation of 1 / sqrt(1e-3) = 32 nodes; it is then cut to the prior's.
+MIN_PRECISION = 1e-3
+# Between row and column; below 1, so that the matrix can be inverted.
+MAX_CORRELATION = 0.9
+# From the highest node; below half a node, so that it stays the node nearest to the peak.
+MAX_DISTANCE = 0.45
 
-# Quadrature:
-TILES = 9  # per side, into which the unit square is cut
-COARSE_SIDE = 81  # nodes per side of the grid that says which tiles matter, a multiple of TILES
-NEGLIGIBLE = 100  # nats; a tile so far below the best one adds exp(-100) of it, and a peak between
-# the nodes of the coarse grid is by far not that much higher than they are
+# Quadrature.
+#
+# Tiles per side, into which the unit square is cut.
+TILES = 9
+# Nodes per side of the grid that says which tiles matter, a multiple of TILES.
+TILE_SEARCH_SIDE = 81
+# In nats. A tile that is so far below the best one adds exp(-100) of it. A peak between the nodes
+# is higher than they are, but by less than that.
+NEGLIGIBLE = 100
 
 
 class LatentGrid(NamedTuple):
@@ -38,10 +48,11 @@ class LatentGrid(NamedTuple):
     logits: torch.Tensor  # [G, D]
     log_normaliser: torch.Tensor  # [G], the part of log p(x|z) that does not depend on x
 
-    def log_likelihood(self, x):
+    def log_likelihood_grid(self, x):
         """log p(x|z) in nats for images [N, D] in [0, 1] at every node: [N, G].
 
-        For a Bernoulli variable with logit l it is x l - log(1 + exp(l)), summed over the pixels.
+        It is the sum over the pixels of x l - log(1 + exp(l)), with l the pixel's logit. Only the
+        first term depends on the image, so one matrix product serves all images and nodes.
         """
         return torch.addmm(self.log_normaliser, x, self.logits.T)
 
@@ -49,8 +60,8 @@ class LatentGrid(NamedTuple):
         """The mean and logvar, [N, 2] each, of `fit_laplace` for any number of images [N, D]."""
         means = []
         logvars = []
-        for part in x.split(BATCH_SIZE):
-            mean, logvar = fit_laplace(self.log_likelihood(part), self.codes)
+        for part in x.split(EVAL_BATCH):
+            mean, logvar = fit_laplace(self.log_likelihood_grid(part), self.codes)
             means.append(mean)
             logvars.append(logvar)
         return torch.cat(means), torch.cat(logvars)
@@ -62,12 +73,12 @@ def square_grid(decoder, side, device="cpu"):
 
 
 @torch.no_grad()
-def rectangular_grid(decoder, row_quantiles, column_quantiles, device="cpu"):
-    """The `LatentGrid` at these quantiles of the prior, [R] and [C]: R * C nodes, row by row."""
-    quantiles = torch.cartesian_prod(row_quantiles, column_quantiles)
-    codes = torch.special.ndtri(quantiles).to(device)
-    logits = torch.cat([decoder(part) for part in codes.split(BATCH_SIZE)])
-    log_normaliser = torch.cat([-F.softplus(part).sum(1) for part in logits.split(BATCH_SIZE)])
+def rectangular_grid(decoder, row_u, column_u, device="cpu"):
+    """The `LatentGrid` at these places of the unit square, [R] and [C]: R * C nodes, row by row."""
+    u = torch.cartesian_prod(row_u, column_u)
+    codes = torch.special.ndtri(u).to(device)
+    logits = torch.cat([decoder(part) for part in codes.split(EVAL_BATCH)])
+    log_normaliser = torch.cat([-F.softplus(part).sum(1) for part in logits.split(EVAL_BATCH)])
     return LatentGrid(codes, logits, log_normaliser)
 
 
@@ -77,9 +88,9 @@ def cell_centres(side):
 
 
 def cell_width(z, side):
-    """How wide a share 1 / side of the prior is at codes z, [N, 2]: dz/du / side.
+    """How wide, in z, a cell of width 1 / side in u is at codes z: [N, 2], as z is.
 
-    u = ndtr(z) has the derivative N(z; 0, 1).
+    That is 1 / side times dz/du, and du/dz is the density N(z; 0, 1).
     """
     return (0.5 * z.square()).exp() * math.sqrt(2 * math.pi) / side
 
@@ -97,14 +108,17 @@ def fit_laplace(log_likelihood_grid, codes):
     nodes, and one Newton step leads from the highest node to the peak. The Gaussian's precision
     matrix is the negative Hessian there; the factorised Gaussian that is closest to it keeps the
     diagonal (Bishop 2006, equation 10.12).
+
+    The prior counts here, as this is a density in z. (In `region_probabilities` it cancels: there
+    the mass of a node's cell counts, and all cells have the same.)
     """
     side = grid_side(log_likelihood_grid)
     log_joint = log_likelihood_grid + log_standard_normal(codes)  # log p(x, z) = log p(x|z) p(z)
-    highest = log_joint.max(1).indices
-    highest = torch.stack([highest // side, highest % side], 1)  # row and column
-    centre = highest.clamp(1, side - 2)  # differences need a neighbour on either side
+    highest_index = log_joint.max(1).indices
+    highest = torch.stack([highest_index // side, highest_index % side], 1)  # row and column
+    middle_node = highest.clamp(1, side - 2)  # differences need a neighbour on either side
 
-    patch = patch_3x3(log_joint, centre)
+    patch = patch_3x3(log_joint, middle_node)
     upper_left, up, upper_right = patch[:, 0].unbind(1)
     left, middle, right = patch[:, 1].unbind(1)
     lower_left, down, lower_right = patch[:, 2].unbind(1)
@@ -115,7 +129,8 @@ def fit_laplace(log_likelihood_grid, codes):
     precision_row = (2 * middle - (up + down)).clamp_min(MIN_PRECISION)
     precision_column = (2 * middle - (left + right)).clamp_min(MIN_PRECISION)
     max_cross = MAX_CORRELATION * (precision_row * precision_column).sqrt()
-    cross = (upper_right + lower_left - upper_left - lower_right) / 4  # the negative mixed one
+    # Minus the mixed second derivative.
+    cross = (upper_right + lower_left - upper_left - lower_right) / 4
     cross = cross.clamp(-max_cross, max_cross)
     determinant = precision_row * precision_column - cross.square()
 
@@ -123,10 +138,11 @@ def fit_laplace(log_likelihood_grid, codes):
     step_row = (precision_column * gradient_row - cross * gradient_column) / determinant
     step_column = (precision_row * gradient_column - cross * gradient_row) / determinant
     newton_step = torch.stack([step_row, step_column], 1)
-    peak = (centre + newton_step).clamp(highest - MAX_NEWTON_STEP, highest + MAX_NEWTON_STEP)
+    peak = (middle_node + newton_step).clamp(highest - MAX_DISTANCE, highest + MAX_DISTANCE)
 
-    # From nodes to codes. A maximum stays one in other coordinates, so the mean is exact; and where
-    # the gradient is zero, second derivatives change by the square of dz/dnode, the cell's width.
+    # From nodes to codes. A maximum is one in any coordinates, so the mean needs no correction. At
+    # a maximum, where the gradient is zero, a second derivative per squared node is exactly one per
+    # squared z times the square of dz/dnode, and that is the cell's width.
     mean = torch.special.ndtri((peak + 0.5) / side)
     precision = torch.stack([precision_row, precision_column], 1)
     variance = cell_width(mean, side).square() / precision
@@ -163,14 +179,15 @@ def region_probabilities(log_likelihood_grid, regions):
 
 
 def interpolate(values, z):
-    """Values at the nodes of a square grid, [N, G], at any codes z [N, 2]: [N].
+    """Values between the nodes of a square grid: from those at its nodes, [N, G], at codes z: [N].
 
-    A parabola each way through the 3 x 3 nearest nodes (Lagrange's polynomials).
+    The parabola through three nodes, in either direction, of the 3 x 3 nearest nodes; z is [N, 2].
     """
     side = grid_side(values)
-    position = side * torch.special.ndtr(z) - 0.5  # in nodes
-    nearest = position.detach().nan_to_num().round().clamp(1, side - 2)
-    t = position - nearest
+    node = side * torch.special.ndtr(z) - 0.5  # row and column, not whole numbers
+    nearest = node.detach().nan_to_num().round().clamp(1, side - 2)
+    t = node - nearest
+    # Lagrange's polynomials: 1 at one of the nodes t = -1, 0, 1, and 0 at the two others.
     weights = torch.stack([t * (t - 1) / 2, 1 - t * t, t * (t + 1) / 2], 2)  # [N, 2, 3]
     patch = patch_3x3(values, nearest.long())
     return torch.einsum("nij,ni,nj->n", patch, weights[:, 0], weights[:, 1])
@@ -186,19 +203,20 @@ def log_marginal_likelihood(decoder, x, side):
         raise ValueError(f"{side} nodes per side cannot be cut into {TILES} tiles")
     matters = _tiles_that_matter(decoder, x)
     inside = cell_centres(side // TILES)
-    log_sum = x.new_full((len(x),), -math.inf)  # of p(x|z) over all nodes so far
+    log_mean = x.new_full((len(x),), -math.inf)  # of p(x|z) over the nodes, as far as they are met
     for row in range(TILES):
         for column in range(TILES):
             chosen = matters[:, row, column].nonzero()[:, 0]
             if len(chosen) == 0:
                 continue
-            row_quantiles = (row + inside) / TILES
-            column_quantiles = (column + inside) / TILES
-            tile = rectangular_grid(decoder, row_quantiles, column_quantiles, x.device)
-            for images in chosen.split(BATCH_SIZE):
-                tile_mean = _logsumexp(tile.log_likelihood(x[images])) - 2 * math.log(side)
-                log_sum[images] = log_sum[images].logaddexp(tile_mean)
-    return log_sum
+            row_u = (row + inside) / TILES
+            column_u = (column + inside) / TILES
+            tile = rectangular_grid(decoder, row_u, column_u, x.device)
+            for images in chosen.split(EVAL_BATCH):
+                sum_in_tile = _logsumexp(tile.log_likelihood_grid(x[images]))
+                log_share = sum_in_tile - 2 * math.log(side)  # of the mean over all nodes
+                log_mean[images] = log_mean[images].logaddexp(log_share)
+    return log_mean
 
 
 def _tiles_that_matter(decoder, x):
@@ -206,16 +224,16 @@ def _tiles_that_matter(decoder, x):
 
     bool [N, TILES, TILES]; judged by a coarse grid, with a margin of one node around each tile.
     """
-    grid = square_grid(decoder, COARSE_SIDE, x.device)
-    nodes = COARSE_SIDE // TILES  # per side of a tile
-    highest = []
-    for part in x.split(BATCH_SIZE):
-        log_likelihood = grid.log_likelihood(part).view(-1, 1, COARSE_SIDE, COARSE_SIDE)
-        pooled = F.max_pool2d(log_likelihood, kernel_size=nodes + 2, stride=nodes, padding=1)
-        highest.append(pooled[:, 0])
-    highest = torch.cat(highest)
-    best = highest.amax((1, 2), keepdim=True)
-    return highest > best - NEGLIGIBLE
+    grid = square_grid(decoder, TILE_SEARCH_SIDE, x.device)
+    nodes = TILE_SEARCH_SIDE // TILES  # per side of a tile
+    parts = []
+    for part in x.split(EVAL_BATCH):
+        square = grid.log_likelihood_grid(part).view(-1, 1, TILE_SEARCH_SIDE, TILE_SEARCH_SIDE)
+        pooled = F.max_pool2d(square, kernel_size=nodes + 2, stride=nodes, padding=1)
+        parts.append(pooled[:, 0])
+    highest_in_tile = torch.cat(parts)
+    highest = highest_in_tile.amax((1, 2), keepdim=True)
+    return highest_in_tile > highest - NEGLIGIBLE
 
 
 def _logsumexp(values):

@@ -3,17 +3,17 @@
 import numpy as np
 import torch
 
-BATCH_SIZE = 1000  # images at a time, so that memory is bounded
+from lib import EVAL_BATCH
 
 
 @torch.no_grad()
-def mean_elbo(elbo, x):
+def mean_elbo_terms(elbo, x):
     """The terms of the evidence lower bound, averaged over images x [N, D], in nats per image.
 
-    `elbo` maps images [n, D] to their likelihood and divergence, [n] each. L_tot, the negative
-    bound, is the divergence minus the likelihood.
+    `elbo` maps images [n, D] to the two terms of the bound, likelihood and divergence, [n] each.
+    Returns them as L_likelihood and L_divergence, and L_tot = L_divergence - L_likelihood.
     """
-    terms = [torch.stack(elbo(part)) for part in x.split(BATCH_SIZE)]
+    terms = [torch.stack(elbo(part)) for part in x.split(EVAL_BATCH)]
     likelihood, divergence = torch.cat(terms, dim=1).mean(1).tolist()
     return {
         "L_tot": divergence - likelihood,

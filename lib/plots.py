@@ -175,14 +175,25 @@ class Curve(NamedTuple):
     colour: str
 
 
-def draw_curves(curves, x_label, y_label, band=None):
-    """Curves over whole numbers, and a shaded band: (label, x, lower y, upper y, colour)."""
+class Band(NamedTuple):
+    """What `draw_curves` shades between two curves."""
+
+    label: str
+    x: list
+    lower: list
+    upper: list
+    colour: str
+
+
+def draw_curves(curves, band, x_label, y_label):
+    """Curves over whole numbers, and a shaded band, if there is one."""
     axes = new_figure(5.4, 4).subplots()
     for curve in curves:
         axes.plot(curve.x, curve.y, curve.style, color=curve.colour, label=curve.label)
     if band:
-        label, x, lower, upper, colour = band
-        axes.fill_between(x, lower, upper, fc=colour, alpha=0.2, label=label)
+        axes.fill_between(
+            band.x, band.lower, band.upper, fc=band.colour, alpha=0.2, label=band.label
+        )
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.grid(axis="y", alpha=0.3)

@@ -121,7 +121,12 @@ def test_sizes_that_are_not_those_of_the_weights(tmp_path, complaint, sizes):
         assert "architecture" in complaint("models.load_checkpoint", path, megabytes=40)
 
 
-OTHER = [{"regions": 9}, {"readout": 32}, {"grid_side": 80}, {"body": "convolutions"}]
+OTHER = [
+    {"regions_per_side": 9},
+    {"readout_width": 32},
+    {"grid_side": 80},
+    {"body": "convolutions"},
+]
 
 
 @pytest.mark.parametrize("config", OTHER)
@@ -135,14 +140,14 @@ def test_another_architecture_is_called_that(tmp_path, config):
 
 
 def test_a_checkpoint_says_what_its_architecture_depends_on(tmp_path):
-    model = GridVAE(*SMALL, regions=9, readout=16, grid_side=45)
+    model = GridVAE(*SMALL, regions_per_side=9, readout_width=16, grid_side=45)
     (tmp_path / "a").write_bytes(checkpoint_bytes(model))
     loaded = load_checkpoint(tmp_path / "a")
-    assert loaded.encoder.region.out_features == 81
+    assert loaded.encoder.region_logits.out_features == 81
     assert loaded.encoder.readout.out_features == 16
-    assert len(loaded.latent_grid().codes) == 45**2
+    assert len(loaded.make_grid().codes) == 45**2
     with pytest.raises(ValueError, match="multiple"):
-        GridVAE(regions=10)
+        GridVAE(regions_per_side=10)
 
 
 def test_a_file_that_is_too_large(tmp_path, monkeypatch):

@@ -202,7 +202,7 @@ def test_damaged_resume_files(work, trained_a_little, changes):
     with one_line():
         assert auto_encoder.restore(path, *arguments).log == history.log
     weights = arguments[1].state_dict().values()
-    assert all(map(torch.equal, weights, history.best.values()))
+    assert all(map(torch.equal, weights, history.best_weights.values()))
 
 
 @given(changes=edits([*WORDS, b"1e39", b"-inf"]))

@@ -58,7 +58,9 @@ def both(name, figure, form=".2f"):
 
 
 def ablation_rows(names):
-    form = "| {name} | {L_tot:.2f} | {laplace:.2f} | {knn:.1f} | {islands} | {share_of_largest:.2f} |"
+    form = (
+        "| {name} | {L_tot:.2f} | {laplace:.2f} | {knn:.1f} | {islands} | {share_of_largest:.2f} |"
+    )
     rows = [{"name": name, **ABLATION[name]} for name in names]
     for row in rows:
         row["knn"] = 100 * row["knn_accuracy"]

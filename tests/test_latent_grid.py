@@ -53,7 +53,7 @@ def test_log_likelihood_is_that_of_bernoulli_variables():
     decoder, x = product_decoder(2.0, 300), torch.rand(4, 784)
     p = decoder(CODES).detach().double().sigmoid()
     known = x.double() @ p.log().T + (1 - x.double()) @ (1 - p).log().T
-    ours = latent_grid.square_grid(decoder, SIDE).log_likelihood(x)
+    ours = latent_grid.square_grid(decoder, SIDE).log_likelihood_grid(x)
     torch.testing.assert_close(ours, known.float(), rtol=1e-5, atol=1e-3)
 
 
@@ -106,6 +106,31 @@ def test_laplace_at_the_border(row):
     assert logvar[0, 1].item() == pytest.approx(math.log(width**2 / 0.5), abs=1e-6)
 
 
+@pytest.mark.parametrize("node", [(1, 1), (1, 79), (79, 1), (40, 79), (79, 79)])
+def test_laplace_near_the_border_uses_the_nodes_around_the_highest(node):
+    """Of a density that is no Gaussian: differences by NumPy, around that very node."""
+    rng = np.random.default_rng(0)
+    log_joint = np.full((SIDE, SIDE), -50.0)
+    around = rng.uniform(-3, -1, (3, 3))
+    around[1, 1] = 0
+    rows, columns = slice(node[0] - 1, node[0] + 2), slice(node[1] - 1, node[1] + 2)
+    log_joint[rows, columns] = around
+    log_prior = Normal(0.0, 1.0).log_prob(CODES.double()).sum(1)
+    log_likelihood = torch.from_numpy(log_joint.ravel()) - log_prior
+    mean, logvar = latent_grid.fit_laplace(log_likelihood[None], CODES.double())
+    gradient = np.array([around[2, 1] - around[0, 1], around[1, 2] - around[1, 0]]) / 2
+    row_curvature = around[0, 1] + around[2, 1]
+    column_curvature = around[1, 0] + around[1, 2]
+    mixed = (around[2, 2] + around[0, 0] - around[0, 2] - around[2, 0]) / 4
+    hessian = np.array([[row_curvature, mixed], [mixed, column_curvature]])
+    known = np.array(node) - np.linalg.solve(hessian, gradient)
+    nodes = SIDE * Normal(0.0, 1.0).cdf(mean[0]).numpy() - 0.5
+    assert nodes == pytest.approx(known, abs=1e-6)
+    width = 1 / (SIDE * Normal(0.0, 1.0).log_prob(mean[0]).exp().numpy())
+    variance = width**2 / [-row_curvature, -column_curvature]
+    assert logvar[0].numpy() == pytest.approx(np.log(np.minimum(variance, 1)), abs=1e-6)
+
+
 def test_laplace_on_a_ridge():
     """Where rows and columns seem perfectly correlated the step stays finite, and in its cell."""
     log_likelihood = quadratic((40.3, 40.2), [(1.0, 1.4), (1.4, 1.0)])  # a saddle
@@ -123,12 +148,14 @@ def test_laplace_on_a_ridge():
 
 def test_the_step_solves_newtons_equation_up_to_a_correlation_of_nine_tenths():
     """Beyond it the mixed derivative is taken to be smaller; against a 2 x 2 solve by NumPy."""
-    for cross in (0.5, -0.8, 0.95, -0.99):
-        hessian = np.array([(1.0, cross), (cross, 1.0)])
+    for correlation in (0.5, -0.8, 0.95, -0.99):
+        cross = 2 * correlation  # with variances of 4 and 1
+        hessian = np.array([(4.0, cross), (cross, 1.0)])
         peak = np.array([40.02, 39.98])
         log_likelihood = quadratic(peak.tolist(), hessian.tolist())
         mean, _ = latent_grid.fit_laplace(log_likelihood, CODES.double())
-        limited = np.array([(1.0, np.clip(cross, -0.9, 0.9)), (np.clip(cross, -0.9, 0.9), 1.0)])
+        limited_cross = np.clip(cross, -1.8, 1.8)
+        limited = np.array([(4.0, limited_cross), (limited_cross, 1.0)])
         gradient = hessian @ (peak - 40)
         known = 40 + np.clip(np.linalg.solve(limited, gradient), -0.45, 0.45)
         nodes = SIDE * Normal(0.0, 1.0).cdf(mean[0]).numpy() - 0.5
@@ -245,6 +272,34 @@ def test_quadrature_by_tiles_is_that_of_all_nodes(shipped, images):
     assert 0 < sum(decoded) - SIDE**2 < 0.5 * side**2  # the coarse grid, and less than all tiles
     with pytest.raises(ValueError, match="cannot be cut into 9 tiles"):
         latent_grid.log_marginal_likelihood(shipped.decoder, images, 100)
+
+
+def test_the_tiles_that_matter():
+    """By NumPy: the highest of the 9 x 9 nodes and of those around them, at most 100 nats below."""
+    torch.manual_seed(0)
+    weight = 30 * torch.randn(784, 6)
+
+    def decoder(z):  # with fine detail, so that peaks lie on both sides of the tiles' edges
+        s = 12 * torch.special.ndtr(z)
+        return torch.cat([s.sin(), s.cos(), (3 * s).sin()], 1) @ weight.T
+
+    x = torch.rand(30, 784).round()
+    ours = latent_grid._tiles_that_matter(decoder, x).numpy()
+    grid = latent_grid.square_grid(decoder, SIDE).log_likelihood_grid(x).numpy()
+    padded = np.pad(grid.reshape(30, SIDE, SIDE), [(0, 0), (1, 1), (1, 1)], constant_values=-np.inf)
+    highest = np.empty((30, 9, 9))
+    for row, column in np.ndindex(9, 9):
+        block = padded[:, 9 * row : 9 * row + 11, 9 * column : 9 * column + 11]
+        highest[:, row, column] = block.max((1, 2))
+    known = highest > highest.max((1, 2), keepdims=True) - 100
+    assert (ours == known).all()
+    assert 0 < known.mean() < 0.5
+
+
+def test_log_of_the_standard_normal():
+    z = torch.randn(50, 3)
+    known = Normal(0.0, 1.0).log_prob(z).sum(1)
+    torch.testing.assert_close(latent_grid.log_standard_normal(z), known)
 
 
 def test_quadrature_has_converged(shipped, images):

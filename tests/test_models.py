@@ -20,9 +20,9 @@ from models import (
     InputLayer,
     RegionEncoder,
     decode_images,
-    draw_noise,
     load_checkpoint,
     make_model,
+    sample_noise,
 )
 
 SMALL = (8, 8), (8, 8)  # widths of an encoder and a decoder
@@ -78,7 +78,7 @@ def test_mlp_has_the_widths_it_is_given():
 def test_what_the_decoder_sees():
     """Quantiles from -4 to 4, and sines and cosines of them and of their halves, by NumPy."""
     z = torch.randn(50, 3)
-    ours = Decoder(3, (8, 8)).features(z).numpy()
+    ours = Decoder(3, (8, 8)).inputs(z).numpy()
     quantiles = 4 * np.vectorize(math.erf)(z.numpy() / math.sqrt(2))
     known = [quantiles, np.sin(quantiles / 2), np.cos(quantiles / 2)]
     known += [np.sin(quantiles), np.cos(quantiles)]
@@ -89,7 +89,7 @@ def test_what_the_decoder_sees():
 def encoder():
     """A region encoder of 3 x 3 regions whose Gaussians differ."""
     torch.manual_seed(0)
-    encoder = RegionEncoder((8, 8), regions=3, readout=5)
+    encoder = RegionEncoder((8, 8), regions_per_side=3, readout_width=5)
     torch.nn.init.normal_(encoder.matrices.weight)
     return encoder
 
@@ -98,7 +98,8 @@ def test_gaussians_are_relative_to_their_region(encoder):
     """With matrices of zeros: at the region's centre, as wide as exp(-3 / 2) regions."""
     features = torch.rand(9, 8)
     encoder.matrices.weight.data.zero_()
-    mean, logvar = encoder.gaussian(features, torch.arange(9)).detach().chunk(2, dim=1)
+    with torch.no_grad():
+        mean, logvar = encoder.gaussian(features, torch.arange(9))
     third = Normal(0.0, 1.0).icdf(torch.tensor([1 / 6, 1 / 2, 5 / 6]))
     torch.testing.assert_close(mean, torch.cartesian_prod(third, third), rtol=0, atol=1e-5)
     # How much a step in z is in regions: three times the density of N(0, 1).
@@ -109,7 +110,7 @@ def test_gaussians_are_relative_to_their_region(encoder):
 def test_each_region_has_a_matrix_of_its_own(encoder):
     """Rows: two of the mean, in widths of the region, two of the log-variance; last, offsets."""
     features, region = torch.rand(2, 8), torch.tensor([5, 7])
-    ours = encoder.gaussian(features, region).detach()
+    ours = torch.cat(encoder.gaussian(features, region), dim=1).detach()
     read = encoder.readout(features).detach().numpy()
     for number, place in enumerate(((1, 2), (2, 1))):
         matrix = encoder.matrices.weight[region[number]].detach().numpy().reshape(4, 6)
@@ -122,17 +123,17 @@ def test_each_region_has_a_matrix_of_its_own(encoder):
 
 def test_the_encoder_answers_with_its_likeliest_region(encoder):
     x = torch.rand(4, 784)
-    encoder.region.weight.data.zero_()
+    encoder.region_logits.weight.data.zero_()
     for region in (0, 4, 8):
-        encoder.region.bias.data.zero_()
-        encoder.region.bias.data[region] = 1
-        known = encoder.gaussian(encoder.body(x), torch.full((4,), region))
-        assert torch.equal(encoder(x), known)
+        encoder.region_logits.bias.data.zero_()
+        encoder.region_logits.bias.data[region] = 1
+        mean, logvar = encoder.gaussian(encoder.body(x), torch.full((4,), region))
+        assert torch.equal(encoder(x), torch.cat([mean, logvar], dim=1))
 
 
 def test_a_new_encoder_starts_at_its_regions_centres():
     torch.manual_seed(0)
-    encoder = RegionEncoder((64, 64), regions=9, readout=32)
+    encoder = RegionEncoder((64, 64), regions_per_side=9, readout_width=32)
     assert encoder.matrices.weight.shape == (81, 4 * 33)
     assert encoder.matrices.weight.std().item() == pytest.approx(0.02, abs=0.001)
     assert abs(encoder.matrices.weight.mean().item()) < 0.002
@@ -145,9 +146,9 @@ def test_codes_have_no_border():
     optimizer = torch.optim.Adam(encoder.parameters(), lr=0.05)
     for _ in range(200):
         optimizer.zero_grad()
-        (encoder.gaussian(features, region)[:, :2] - target).square().sum().backward()
+        (encoder.gaussian(features, region)[0] - target).square().sum().backward()
         optimizer.step()
-    assert (encoder.gaussian(features, region)[:, :2] - target).abs().max() < 0.1
+    assert (encoder.gaussian(features, region)[0] - target).abs().max() < 0.1
 
 
 # --- Models -----------------------------------------------------------------------------------
@@ -182,10 +183,15 @@ def test_default_architectures():
     assert [layer.out_features for layer in plain.encoder] == [512, 512, 256, 40]
     for model in (grid, plain, AutoEncoder(2)):
         assert [part.out_features for part in model.decoder.net] == [*[256] * 4, 512, 784]
-    assert (grid.regions, grid.readout, grid.grid_side, grid.latent_dim) == (27, 64, 81, 2)
-    assert [layer.out_features for layer in AutoEncoder(3).encoder] == [512, 512, 256, 3]
-    with pytest.raises(ValueError, match="grid_side 81 is not a multiple of regions 10"):
-        GridVAE(regions=10)
+    assert (grid.regions_per_side, grid.readout_width, grid.grid_side, grid.latent_dim) == (
+        27,
+        64,
+        81,
+        2,
+    )
+    assert [layer.out_features for layer in AutoEncoder().encoder] == [512, 512, 256, 2]
+    with pytest.raises(ValueError, match="grid_side 81 is not a multiple of regions_per_side 10"):
+        GridVAE(regions_per_side=10)
 
 
 def test_an_auto_encoder_samples_like_its_codes(images):
@@ -207,6 +213,13 @@ def test_a_sampler_of_codes_that_do_not_vary_or_are_not_finite():
     torch.testing.assert_close(drawn, drawn[:1].expand(4, 3), rtol=0, atol=1e-5)
     model.encoder[0].weight.data[:] = torch.nan
     model.fit_sampler(torch.rand(5, 784))  # no error: the loss tells
+
+
+def test_the_code_of_a_vae_is_the_mean():
+    for vae in (VAE(3, *SMALL), GridVAE(*SMALL)):
+        x = torch.rand(5, 784)
+        assert torch.equal(vae.codes(x), vae.encode(x)[0])
+        assert not torch.equal(vae.encode(x)[0], vae.encode(x)[1])
 
 
 def test_a_vae_samples_from_the_prior():
@@ -306,14 +319,14 @@ def test_elbo_of_the_laplace_posterior_is_a_tight_lower_bound(shipped, images):
 
 
 def test_a_latent_grid_of_the_models_decoder(shipped):
-    grid = shipped.latent_grid()
+    grid = shipped.make_grid()
     assert grid.codes.shape == (81**2, 2)
     with torch.no_grad():
         torch.testing.assert_close(grid.logits[:50], shipped.decode(grid.codes[:50]))
     assert not grid.logits.requires_grad
-    assert shipped.latent_grid(27).codes.shape == (27**2, 2)
+    assert shipped.make_grid(27).codes.shape == (27**2, 2)
     known = latent_grid.square_grid(shipped.decoder, 27)
-    assert torch.equal(shipped.latent_grid(27).logits, known.logits)
+    assert torch.equal(shipped.make_grid(27).logits, known.logits)
 
 
 # --- Probabilities ----------------------------------------------------------------------------
@@ -327,6 +340,17 @@ def test_noise_of_a_shape_and_type():
     assert torch.equal(drawn, models.standard_normal_like(like, generator.manual_seed(5)))
 
 
+def test_reparameterized_noise():
+    """A mean, plus noise times the standard deviation."""
+    mean, logvar, noise = (
+        torch.tensor([1.0, -2.0]),
+        torch.tensor([0.0, 2.0]),
+        torch.tensor([3.0, 1.0]),
+    )
+    ours = models.reparameterize(mean, logvar, noise).tolist()
+    assert ours == pytest.approx([4, -2 + math.e])
+
+
 def test_decoded_images_are_the_bernoulli_means(shipped):
     codes = np.array([[0.5, -1.0], [1.5, 0.25]], dtype=np.float32)
     images = decode_images(shipped.decoder, codes)
@@ -338,14 +362,26 @@ def test_decoded_images_are_the_bernoulli_means(shipped):
 def test_each_even_draw_is_a_sample_of_the_prior():
     """Of 16 points of a scrambled Sobol sequence each 16th of N(0, 1) holds one, by its theory."""
     for draws in ("even", "random"):
-        shares = 8 + 8 * torch.erf(draw_noise(16, 3, 0, draws).double() / 2**0.5)
+        shares = 8 + 8 * torch.erf(sample_noise(16, 3, 0, draws).double() / 2**0.5)
         for column in shares.int().T.tolist():
             assert (sorted(column) == list(range(16))) == (draws == "even")
-    noise = torch.stack([draw_noise(20, 2, seed, "even")[-1] for seed in range(4000)])
+    noise = torch.stack([sample_noise(20, 2, seed, "even")[-1] for seed in range(4000)])
     torch.testing.assert_close(noise.mean(0), torch.zeros(2), rtol=0, atol=0.06)
     torch.testing.assert_close(noise.T.cov(), torch.eye(2), rtol=0, atol=0.09)
-    independent = draw_noise(20_000, 3, 7, "random")
+    independent = sample_noise(20_000, 3, 7, "random")
     torch.testing.assert_close(independent.mean(0), torch.zeros(3), rtol=0, atol=0.04)
     torch.testing.assert_close(independent.T.cov(), torch.eye(3), rtol=0, atol=0.04)
-    assert torch.equal(independent, draw_noise(20_000, 3, 7, "random"))
-    assert draw_noise(2**15, 2, 0, "even").isfinite().all()
+    assert torch.equal(independent, sample_noise(20_000, 3, 7, "random"))
+    assert torch.equal(sample_noise(9, 3, 7, "even"), sample_noise(9, 3, 7, "even"))
+    assert not torch.equal(sample_noise(9, 3, 7, "even"), sample_noise(9, 3, 8, "even"))
+
+
+def test_even_draws_are_finite(monkeypatch):
+    """Also if the sequence holds a 0 or a 1; by the way, they are the quantiles."""
+    u = torch.tensor([[0.0, 1.0], [0.5, 0.9]])
+    engine = torch.quasirandom.SobolEngine
+    monkeypatch.setattr(engine, "draw", lambda self, count: u)
+    drawn = sample_noise(2, 2, 0, "even")
+    assert drawn.isfinite().all()
+    assert drawn[0].abs().min() > 4.5
+    assert drawn[1].tolist() == pytest.approx([0, 1.28155], abs=1e-4)

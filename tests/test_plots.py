@@ -152,9 +152,9 @@ def shown(views, epochs, log=({"train": {"L_tot": 1.0}},)):
         last_test_labels=np.arange(20) % 10,
         test_name="test",
     )
-    snapshots = {n: auto_encoder.snapshot(model, digits) for n in views}
+    snapshots = {n: auto_encoder.take_snapshot(model, digits) for n in views}
     history = History(list(log), snapshots, {})
-    return auto_encoder.gather_views(model, digits, history, epochs)
+    return auto_encoder.picture_data(model, digits, history, epochs)
 
 
 def test_panels_say_when(monkeypatch):
@@ -172,10 +172,10 @@ def test_panels_say_when(monkeypatch):
 
 def test_another_picture_is_one_function_and_one_entry(monkeypatch):
     """And one that makes no sense for a model is not there."""
-    more = {**auto_encoder.FIGURES, "new": lambda _: b"png", "none": lambda _: None}
-    monkeypatch.setattr(auto_encoder, "FIGURES", more)
+    figures = {"loss": auto_encoder.draw_loss, "new": lambda _: b"png", "none": lambda _: None}
+    monkeypatch.setattr(auto_encoder, "FIGURES", figures)
     pictures = auto_encoder.draw_pictures(shown((0, 1), epochs=1), with_figures=True)
-    assert list(pictures) == ["scatter", *(name for name in more if name != "none")]
+    assert list(pictures) == ["scatter", "loss", "new"]
     assert pictures["new"] == b"png"
     pictures = auto_encoder.draw_pictures(shown((0, 1), epochs=1), with_figures=False)
     assert list(pictures) == ["scatter"]

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from statistics import NormalDist
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -181,18 +182,87 @@ def test_the_grid_is_decoded_anew_every_twenty_steps(losses):
     assert {len(call.grid.codes) for call in losses} == {81**2}
 
 
-def test_the_first_three_epochs_are_near_the_map(losses):
-    """With the positions of the batch's own images, on the coarse grid."""
+def test_near_the_map_with_positions(losses):
+    """Those of the batch's own images, on the coarse grid."""
     x = torch.rand(20, 784)
-    for epoch in (0, 2, 3):
-        losses.clear()
-        run_epoch(x, epoch, positions=x[:, :2])
-        for call in losses:
-            assert len(call.grid.codes) == (27**2 if epoch < 3 else 81**2)
-            if epoch < 3:
-                assert torch.equal(call.positions, call.x[:, :2])
-            else:
-                assert call.positions is None
+    run_epoch(x, positions=x[:, :2])
+    for call in losses:
+        assert len(call.grid.codes) == 27**2
+        assert torch.equal(call.positions, call.x[:, :2])
+    losses.clear()
+    run_epoch(x)
+    for call in losses:
+        assert len(call.grid.codes) == 81**2
+        assert call.positions is None
+
+
+@pytest.mark.parametrize("kind", [GridVAE, VAE])
+def test_the_first_three_epochs_of_a_grid_vae_are_near_the_map(monkeypatch, images, kind):
+    """The positions are those of the images that are trained on; a resumed run has them, too."""
+    model = GridVAE(*SMALL) if kind is GridVAE else VAE(3, *SMALL)
+    given, log = [], []
+    digits = SimpleNamespace(x_train=images, x_test=images[:5], test_name="test")
+    entry = {"train": {"L_tot": 1.0}, "test": {"L_tot": 1.0}}
+    for name, stand_in in {
+        "train_epoch": lambda *arguments: given.append(arguments[-1]),
+        "measure": lambda *_: dict(entry),
+        "save_epoch": lambda *_: None,
+        "take_snapshot": lambda *_: {},
+        "restore": lambda *_: auto_encoder.History(log, {}, model.state_dict()),
+    }.items():
+        monkeypatch.setattr(auto_encoder, name, stand_in)
+    settings = dataclasses.replace(auto_encoder.default_settings(model), epochs=5, validation=50)
+    description = {"settings": {}}
+    for done in (0, 2, 4):
+        given.clear()
+        log[:] = [entry] * done
+        files = {"resume": None}
+        history = auto_encoder.train(model, digits, settings, files, description, resume=True)
+        assert len(history.log) == 5
+        near = [positions is not None for positions in given]
+        assert near == [kind is GridVAE and epoch < 3 for epoch in range(done, 5)]
+        if any(near):
+            known = som_positions(images[:200].view(-1, 28, 28), seed=0)
+            assert all(
+                torch.equal(positions, known) for positions in given if positions is not None
+            )
+
+
+class Bar(list):
+    """Stands in for tqdm's progress bar."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, steps, **options):
+        super().__init__(steps)
+        self.options, self.texts, self.disable = options, [], Bar.without_terminal
+        Bar.made.append(self)
+
+    def set_postfix_str(self, text):
+        self.texts.append(text)
+
+
+@pytest.mark.parametrize("without_terminal", [False, True])
+def test_the_progress_bar(monkeypatch, losses, without_terminal):
+    """Every ten steps it says L_tot; it goes when the epoch ends, and needs a terminal."""
+    monkeypatch.setattr(auto_encoder, "tqdm", Bar)
+    monkeypatch.setattr(Bar, "made", [])
+    monkeypatch.setattr(Bar, "without_terminal", without_terminal, raising=False)
+    run_epoch(torch.rand(107, 784), epoch=4)
+    (bar,) = Bar.made
+    assert len(bar) == 22
+    assert bar.options == {"desc": "epoch 5 of 20", "leave": False, "disable": None}
+    assert bar.texts == ([] if without_terminal else ["L_tot 0.0"] * 3)
+
+
+@pytest.mark.parametrize("model", [GridVAE(*SMALL), VAE(3, *SMALL)])
+def test_an_epoch_leaves_pytorchs_random_state_alone(images, model):
+    settings = auto_encoder.default_settings(model)
+    optimizers = auto_encoder.make_optimizers(model, settings)
+    state = torch.get_rng_state()
+    auto_encoder.train_epoch(model, optimizers, images, 0, settings, torch.full((250, 2), 0.5))
+    auto_encoder.measure(model, images, images[:9], images, 3, settings)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_an_auto_encoder_fits_its_sampler_after_each_epoch(images):
@@ -201,7 +271,7 @@ def test_an_auto_encoder_fits_its_sampler_after_each_epoch(images):
     optimizers = auto_encoder.make_optimizers(model, settings)
     auto_encoder.train_epoch(model, optimizers, images, 0, settings)
     codes = model.codes(images)
-    torch.testing.assert_close(model.decoder.mean, codes.mean(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.decoder.sample_mean, codes.mean(0), rtol=1e-4, atol=1e-4)
 
 
 # --- Losses -----------------------------------------------------------------------------------
@@ -220,16 +290,16 @@ def test_the_decoder_learns_from_twice_the_posteriors_variance(grid_vae, images,
 
     def recording(x, q, generator):
         given.append(q)
-        return elbo(x, q, generator)
+        return elbo(x, q, generator=generator)
 
     monkeypatch.setattr(grid_vae, "elbo", recording)
     monkeypatch.setattr(auto_encoder, "encoder_loss", lambda *_: torch.tensor(1000.0))
-    grid = grid_vae.latent_grid()
+    grid = grid_vae.make_grid()
     loss, l_tot = auto_encoder.grid_loss(grid_vae, images, grid, None, GRID_SETTINGS, generator(3))
     mean, logvar = grid_vae.laplace_posterior(images)
     torch.testing.assert_close(given[0][0], mean)
     torch.testing.assert_close(given[0][1], logvar + math.log(2))
-    likelihood, divergence = elbo(images, given[0], generator(3))
+    likelihood, divergence = elbo(images, given[0], generator=generator(3))
     assert loss.item() == pytest.approx(1000 - likelihood.mean().item(), rel=1e-5)
     assert l_tot.item() == pytest.approx((divergence - likelihood).mean().item(), rel=1e-5)
 
@@ -241,7 +311,7 @@ def test_positions_narrow_the_prior(images, monkeypatch):
     vae.decoder.net[-1].weight.data.zero_()
     monkeypatch.setattr(auto_encoder, "encoder_loss", lambda *inputs: given.append(inputs) or 0)
     positions = torch.tensor([[0.5, 0.5], [0.3, 0.62], [0.1, 0.9]])
-    grid, x = vae.latent_grid(), images[:3]
+    grid, x = vae.make_grid(), images[:3]
     auto_encoder.grid_loss(vae, x, grid, positions, GRID_SETTINGS, generator())
     encoder, x_given, log_likelihood_grid, settings, _ = given[0]
     assert encoder is vae.encoder
@@ -261,7 +331,7 @@ def test_positions_narrow_the_prior(images, monkeypatch):
 def test_encoder_loss_is_bayes_rule_and_the_elbo(grid_vae, images):
     """Shares of regions summed up in NumPy; the ELBO by torch.distributions and the decoder."""
     vae, x = grid_vae, images[:4]
-    log_likelihood_grid = vae.latent_grid().log_likelihood(x)
+    log_likelihood_grid = vae.make_grid().log_likelihood_grid(x)
     axis = [NormalDist().inv_cdf((i + 0.5) / 81) for i in range(81)]
     codes = torch.tensor([[a, b] for a in axis for b in axis])
     with torch.no_grad():
@@ -270,8 +340,8 @@ def test_encoder_loss_is_bayes_rule_and_the_elbo(grid_vae, images):
         p = np.exp(log_p - log_p.max(1, keepdims=True)).reshape(4, 27, 3, 27, 3).sum((2, 4))
         shares = torch.tensor(p.reshape(4, -1) / p.sum((1, 2))[:, None])
         features = vae.encoder.body(x)
-        scores = vae.encoder.region(features)
-        mean, logvar = vae.encoder.gaussian(features, shares.argmax(1)).chunk(2, dim=1)
+        scores = vae.encoder.region_logits(features)
+        mean, logvar = vae.encoder.gaussian(features, shares.argmax(1))
         q = Normal(mean, (0.5 * logvar).exp())
         logits = vae.decode(q.sample((2000,)).view(-1, 2)).view(2000, 4, 784)
         likelihood = Bernoulli(logits=logits, validate_args=False).log_prob(x).sum(2).mean(0)
@@ -287,7 +357,7 @@ def test_encoder_loss_is_bayes_rule_and_the_elbo(grid_vae, images):
     assert torch.stack(losses).mean().item() == pytest.approx(known, abs=0.02)
     auto_encoder.encoder_loss(vae.encoder, x, log_likelihood_grid, GRID_SETTINGS, stream).backward()
     slope = (scores.softmax(1) - smooth).mean(0).float()
-    torch.testing.assert_close(vae.encoder.region.bias.grad, slope, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(vae.encoder.region_logits.bias.grad, slope, rtol=1e-3, atol=1e-5)
 
 
 def test_the_elbo_on_the_grid_has_antithetic_samples():
@@ -295,7 +365,7 @@ def test_the_elbo_on_the_grid_has_antithetic_samples():
     quantiles = (torch.arange(81.0) + 0.5) / 81
     values = (100 * quantiles)[:, None].expand(81, 81).reshape(1, -1).expand(200, -1)
     mean, logvar = torch.zeros(200, 2), torch.full((200, 2), -2.0)
-    elbo = auto_encoder.grid_elbo(torch.cat([mean, logvar], 1), values, generator())
+    elbo = auto_encoder.grid_elbo(mean, logvar, values, generator())
     divergence = math.exp(-2) - 1 + 2  # of two coordinates, half each
     torch.testing.assert_close(elbo, torch.full((200,), 50 - divergence), rtol=0, atol=1e-3)
 
@@ -309,9 +379,10 @@ def test_the_elbo_on_the_grid_by_numerical_integration():
     cdf = np.array([NormalDist().cdf(value) for value in z])
     likelihood = (density * -40 * (cdf - 0.3) ** 2).sum() / density.sum()
     divergence = (mean**2 + 2 * math.exp(logvar) - 2 - 2 * logvar) / 2
-    gaussian = torch.tensor([[mean, 0.0, logvar, logvar]]).expand(100_000, -1)
-    elbo = auto_encoder.grid_elbo(gaussian, values.expand(100_000, -1), generator()).mean().item()
-    assert elbo == pytest.approx(likelihood - divergence, abs=0.02)
+    means = torch.tensor([[mean, 0.0]]).expand(100_000, -1)
+    logvars = torch.full((100_000, 2), logvar)
+    elbo = auto_encoder.grid_elbo(means, logvars, values.expand(100_000, -1), generator())
+    assert elbo.mean().item() == pytest.approx(likelihood - divergence, abs=0.02)
 
 
 # --- Optimizers -------------------------------------------------------------------------------
@@ -355,6 +426,13 @@ def test_other_bodies_of_the_encoder_go_to_adamw():
     assert {"encoder.body.1.weight", "encoder.body.1.bias"} <= set(names_in(vae, adamw)[1])
     group = adamw.param_groups[1]
     assert (group["lr_scale"], group["weight_decay"]) == (0.6, 0.7)
+
+
+def test_the_encoders_learning_rate_is_a_multiple_of_the_decoders():
+    for model, scale in ((GridVAE(*SMALL), 0.6), (VAE(3, *SMALL), 1.0)):
+        optimizers = auto_encoder.make_optimizers(model, auto_encoder.default_settings(model))
+        for optimizer in optimizers:
+            assert [group["lr_scale"] for group in optimizer.param_groups] == [1.0, scale]
 
 
 @pytest.mark.parametrize("model", [GridVAE(*SMALL), VAE(3, *SMALL)])
@@ -444,6 +522,8 @@ def test_the_best_epoch_and_the_end():
     assert auto_encoder.best_epoch(log_of(5, 3, 4)) == 1
     assert auto_encoder.best_epoch(log_of(5, 3, 3)) == 1
     assert auto_encoder.best_epoch([{"test": {}}, {"test": {}}]) == 1
+    assert auto_encoder.best_epoch([{"test": {}}]) == 0
+    assert auto_encoder.best_epoch(log_of(5)) == 0
     patient = dataclasses.replace(PLAIN_SETTINGS, epochs=5, patience=2)
     assert not auto_encoder.is_finished([], patient)
     assert not auto_encoder.is_finished(log_of(3, 4), patient)
@@ -458,7 +538,7 @@ def test_the_best_epoch_and_the_end():
 
 
 def test_snapshots_are_taken_ever_more_rarely():
-    taken = [epochs for epochs in range(1, 1001) if auto_encoder.is_snapshot_epoch(epochs)]
+    taken = [epochs for epochs in range(1, 1001) if auto_encoder.is_snapshot_time(epochs)]
     assert taken == [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
 
 
@@ -480,7 +560,7 @@ def test_what_an_epoch_measures(images):
         ("test", x_test, None), ("laplace", x_test, q),
     ):  # fmt: skip
         with torch.no_grad():
-            likelihood, divergence = vae.elbo(x, posterior, generator())
+            likelihood, divergence = vae.elbo(x, posterior, generator=generator())
         known = {
             "L_tot": (divergence - likelihood).mean().item(),
             "L_likelihood": likelihood.mean().item(),
@@ -498,7 +578,9 @@ def test_a_diverging_loss_is_an_error(images):
         model.decoder.net[-1].weight.data.zero_()
         model.decoder.net[-1].bias.data.fill_(bias)
         if is_error:
-            with pytest.raises(InputError, match="--lr: training diverges"):
+            with pytest.raises(
+                InputError, match=r"--lr: training diverges.*; give a smaller one \("
+            ):
                 auto_encoder.mean_elbo(model, images)
         else:
             assert auto_encoder.mean_elbo(model, images)["L_tot"] < 5435
