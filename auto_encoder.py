@@ -6,12 +6,13 @@
 
 README.md has more. Then `python decoder_generate.py` draws new digits with the decoder.
 
-The loss of all models is L_tot = L_divergence - L_likelihood, the negative evidence lower bound
-(ELBO), in nats per image; lower is better. models.py defines it. A usual VAE, and a plain
-auto-encoder, whose divergence is 0, minimise it as it stands: `negative_elbo`.
+All models are judged by L_tot = L_divergence - L_likelihood, the negative evidence lower bound
+(ELBO), in nats per image; lower is better. models.py defines its terms. A usual VAE is trained to
+minimise L_tot as it stands, and so is a plain auto-encoder, whose divergence is 0: see
+`negative_elbo`.
 
-The default model has two latents, and learns from Bayes' rule instead: `grid_loss`. One training
-step, on a batch of images x:
+The default model has two latents, and learns from Bayes' rule instead: see `grid_loss`. One
+training step, on a batch of images x:
 
     grid            decode 81 x 81 codes z_g, spread as the prior is; anew every 20 steps
     likelihood      log p(x|z_g) for every image and code: one matrix product
