@@ -6,27 +6,36 @@
 
 README.md has more. Then `python decoder_generate.py` draws new digits with the decoder.
 
-All models are judged by L_tot = L_divergence - L_likelihood, the negative evidence lower bound
-(ELBO), in nats per image; lower is better. models.py defines its terms. A usual VAE is trained to
-minimise L_tot as it stands, and so is a plain auto-encoder, whose divergence is 0: see
-`negative_elbo`.
+To read the code, begin with `main`, at the end, and `train`.
 
-The default model has two latents, and learns from Bayes' rule instead: see `grid_loss`. One
-training step, on a batch of images x:
+All models are judged by L_tot = L_divergence - L_likelihood, the negative evidence lower bound
+(ELBO), in nats per image; lower is better. models.py defines its terms. Usual VAEs are trained to
+minimise L_tot: see `negative_elbo`. So is a plain auto-encoder; its divergence is 0, and its L_tot
+is the cross-entropy of its reconstructions.
+
+The default model has two latents. It is trained to minimise two other losses, which come from
+Bayes' rule: see `grid_loss`. One training step, on a batch of images x:
 
     grid            decode 81 x 81 codes z_g, spread as the prior is; anew every 20 steps
     likelihood      log p(x|z_g) for every image and code: one matrix product
-    grid posterior  p(z_g|x) by Bayes' rule: a softmax, as all z_g have the same prior mass
-    decoder loss    -log p(x|z), with z drawn from the Laplace posterior, a Gaussian at the highest
-                    peak of the grid posterior
-    encoder loss    the plane is cut into 27 x 27 regions, and the encoder predicts the probability
-                    that the grid posterior gives to each: cross-entropy. In the likeliest region
-                    it gives a Gaussian: minus 0.1 times that Gaussian's ELBO
+    grid posterior  p(z_g|x) by Bayes' rule: a softmax, as each z_g stands for the same share of
+                    the prior
+    Laplace         a Gaussian at the highest peak of the density p(z|x), as wide as its curvature
+    posterior       there says
+    decoder loss    -log p(x|z), with z drawn from the Laplace posterior with twice its variance
+    encoder loss    The plane is cut into 27 x 27 regions. First term: the cross-entropy between
+                    the probabilities that the grid posterior gives to the regions and those that
+                    the encoder predicts. Second term: the encoder gives a Gaussian in the grid
+                    posterior's likeliest region; minus 0.1 times its ELBO
     update          Muon for the matrices of hidden layers, AdamW for all other weights
 
-In the first three epochs every image also has a place on a map, a self-organising map (SOM,
-lib/som.py) on which images that look alike are neighbours. Codes are kept near these places, so
-that each digit gets few regions of the plane instead of many.
+In the first three epochs the grid has 27 x 27 codes, and every image also has a place on a map, a
+self-organising map (SOM, lib/som.py) on which images that look alike are neighbours. Codes are kept
+near these places, so that each digit has a few large islands in the plane instead of many small
+ones.
+
+A code z is also written as u, its place in the unit square: u = ndtr(z), the distribution function
+of N(0, 1), in each coordinate.
 """
 
 import contextlib
@@ -38,6 +47,7 @@ import platform
 import time
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,19 +80,19 @@ from models import (
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a model is trained.
+    """How a model is trained. The default model, a GridVAE, has the GRID_SETTINGS below.
 
     Where no other reason stands, a number was chosen by L_tot on the last 5,000 training images,
-    after training on the others. benchmarks/ablation.py shows what the choices are worth.
+    after training on the others. benchmarks/ablation.py shows what the main choices are worth.
     """
 
     # Passes over the training images.
     epochs: int = 20
     batch_size: int = 256
-    # The learning rate; warm-up and decay are factors below 1.
+    # The highest learning rate; see `learning_rate`.
     lr: float = 0.003
     # The part of all steps in which the learning rate rises.
-    warmup: float = 0.05
+    warmup_part: float = 0.05
     seed: int = 0
     # How many training images are held out, to choose the best epoch by.
     validation: int = 0
@@ -96,26 +106,29 @@ class TrainingSettings:
     encoder_decay: float = 0.0
     # The encoder's learning rate, as a multiple of the decoder's.
     encoder_lr_scale: float = 1.0
-    # "medium" multiplies in bfloat16 and sums in float32 where the processor has instructions for
-    # that (AMX or AVX512-BF16): it is faster.
+    # "medium" multiplies in bfloat16 and sums in float32 where a processor has instructions for it
+    # (AMX or AVX512-BF16; a GPU may take TensorFloat-32): it is faster.
     matmul_precision: str = "medium"
 
     # The rest is for a GridVAE alone.
 
     # Steps between two grids; the decoder moves little in between.
     grid_refresh: int = 20
-    # The first epochs, in which codes are kept near their images' places on the map.
+    # The first epochs, in which codes are kept near their images' places on the map, and how near:
+    # the standard deviation of codes around these places, in the unit square. Both were chosen by
+    # how the labels of training images lie in the plane, at a small price in L_tot.
     som_epochs: int = 0
-    # The standard deviation from these places, in the unit square u = ndtr(z).
     som_sigma: float = 0.05
-    # Nodes per side of the grid in these epochs, in which a coarse one is enough.
+    # Nodes per side of the grid in these epochs, in which a coarse one is enough; a multiple of the
+    # encoder's regions_per_side.
     som_grid_side: int = 27
     # The decoder's codes are drawn from a Gaussian with the Laplace posterior's variance times
-    # this. Wider ones make borders between digits sharper on the map, at a price in L_tot.
+    # this. With wider ones fewer decoded images are between two digits, at a price in L_tot.
     variance_factor: float = 2.0
-    # Of the regions' probabilities (Szegedy et al. 2016).
+    # How much of a uniform distribution is mixed into the regions' probabilities, the encoder's
+    # target (Szegedy et al. 2016, "Rethinking the Inception architecture").
     label_smoothing: float = 0.2
-    # Of the ELBO of the encoder's Gaussian, in the encoder's loss.
+    # The weight of the second term of the encoder's loss.
     gaussian_weight: float = 0.1
 
 
@@ -123,7 +136,7 @@ PLAIN_SETTINGS = TrainingSettings()
 GRID_SETTINGS = TrainingSettings(
     batch_size=512,  # as good as 256, and faster, as Muon's cost is per step
     lr=0.009,
-    # Decay makes the encoder's answers on new images better: a smaller gap to the best ones.
+    # Weight decay helps the encoder on new images: it makes the amortisation gap smaller.
     decoder_hidden_decay=0.0,
     encoder_hidden_decay=0.7,
     encoder_decay=0.7,
@@ -131,8 +144,8 @@ GRID_SETTINGS = TrainingSettings(
     som_epochs=3,
 )
 
-# Training images whose L_tot is logged: as many as MNIST has test images. An AutoEncoder fits its
-# sampler to their codes.
+# Training images whose L_tot is logged: as many as MNIST has test images. A plain AutoEncoder has
+# no prior to sample from; it fits a Gaussian to their codes, see `fit_sampler`.
 TRACKED_IMAGES = 10_000
 
 
@@ -157,7 +170,8 @@ def train(model, digits, settings, files, description, resume=False):
     """Train, saving after each epoch; leave the best weights in the model. Returns the `History`.
 
     Without held-out images the last epoch counts as the best. `files` are the paths that
-    `output_files` gives; `description`, from `describe_run`, is written into them.
+    `output_files` gives, {name: path}, of which "checkpoint", "metrics" and "resume" are written
+    here; `description`, from `describe_run`, goes into them.
     """
     x_train, x_validation = hold_out(digits.x_train, settings.validation)
     optimizers = make_optimizers(model, settings)
@@ -165,7 +179,7 @@ def train(model, digits, settings, files, description, resume=False):
         history = restore(files["resume"], description["settings"], model, optimizers)
     else:
         history = History(snapshots={0: take_snapshot(model, digits)})
-    saved_epochs = len(history.log)
+    saved_epochs = len(history.log)  # Ctrl-C may come when one more is in the log, but not saved
     positions = None  # of the training images on the map
     try:
         while not is_finished(history.log, settings):
@@ -184,10 +198,10 @@ def train(model, digits, settings, files, description, resume=False):
             saved_epochs = len(history.log)
             print(format_epoch(epoch, entry, digits.test_name), flush=True)
     except KeyboardInterrupt:
-        kept = ""
+        advice = ""
         if saved_epochs:
-            kept = f" after {saved_epochs} epochs; they are saved, --resume continues"
-        raise KeyboardInterrupt(kept) from None  # `run` prints "interrupted" and this
+            advice = f" after {saved_epochs} epochs; they are saved, --resume continues"
+        raise KeyboardInterrupt(advice) from None  # `run` prints "interrupted" and this
     model.load_state_dict(history.best_weights)
     return history
 
@@ -205,17 +219,19 @@ def train_epoch(model, optimizers, x, epoch, settings, positions=None):
     seed = np.random.SeedSequence([settings.seed, epoch]).generate_state(1)[0]
     generator = torch.Generator(x.device).manual_seed(int(seed))
     order = torch.randperm(len(x), generator=generator, device=x.device)
-    batches = order.split(settings.batch_size)
-    name = f"epoch {epoch + 1} of {settings.epochs}"
-    bar = tqdm(batches, desc=name, leave=False, disable=None)  # None: no bar without a terminal
+    index_batches = order.split(settings.batch_size)
+    name = f"epoch {epoch + 1} of {settings.epochs}"  # a bar counts from 1, the log from 0
+    bar = tqdm(index_batches, desc=name, leave=False, disable=None)  # None: only on a terminal
     for step, indices in enumerate(bar):
-        progress = (epoch + (step + 0.5) / len(batches)) / settings.epochs  # at the step's middle
+        part_of_epoch = (step + 0.5) / len(index_batches)  # at the middle of the step
+        progress = (epoch + part_of_epoch) / settings.epochs
         set_learning_rate(optimizers, learning_rate(progress, settings))
         if isinstance(model, GridVAE):
-            near = None if positions is None else positions[indices]
+            batch_positions = None if positions is None else positions[indices]
             if step % settings.grid_refresh == 0:
-                grid = model.make_grid(model.grid_side if near is None else settings.som_grid_side)
-            loss, l_tot = grid_loss(model, x[indices], grid, near, settings, generator)
+                side = model.grid_side if positions is None else settings.som_grid_side
+                grid = model.make_grid(side)
+            loss, l_tot = grid_loss(model, x[indices], grid, batch_positions, settings, generator)
         else:
             loss = l_tot = negative_elbo(model, x[indices], generator)
         model.zero_grad()
@@ -224,7 +240,8 @@ def train_epoch(model, optimizers, x, epoch, settings, positions=None):
             optimizer.step()
         if step % 10 == 0 and not bar.disable:
             bar.set_postfix_str(f"L_tot {l_tot.item():.1f}")
-    model.fit_sampler(x[:TRACKED_IMAGES])  # only a plain AutoEncoder has something to fit
+    # Only a plain AutoEncoder has something to fit; in each epoch, as each one is saved.
+    model.fit_sampler(x[:TRACKED_IMAGES])
 
 
 def learning_rate(progress, settings):
@@ -232,9 +249,9 @@ def learning_rate(progress, settings):
 
     It is the highest one times a warm-up from 0 to 1 times half a cosine from 1 to 0.
     """
-    warmup = min(progress / settings.warmup, 1)
-    cosine = 1 + math.cos(math.pi * progress)
-    return settings.lr * warmup * 0.5 * cosine
+    warmup = min(progress / settings.warmup_part, 1)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return settings.lr * warmup * cosine
 
 
 def set_learning_rate(optimizers, lr):
@@ -249,8 +266,8 @@ def make_optimizers(model, settings):
 
     Muon makes the singular values of a matrix's update equal, so that it learns in all directions
     at once and in fewer steps. As its authors advise, it is not used for first and last layers,
-    biases and embeddings. "match_rms_adamw" scales its steps to the size of AdamW's, so that one
-    learning rate serves both.
+    biases and embeddings. "match_rms_adamw" scales its steps to the root mean square of AdamW's, so
+    that one learning rate serves both. `set_learning_rate` sets it; "lr_scale" is for that.
     """
     if not hasattr(torch.optim, "Muon"):
         raise InputError(f"PyTorch 2.9 or newer is needed, not {torch.__version__}; install it")
@@ -323,9 +340,9 @@ def grid_loss(vae, x, grid, positions, settings, generator):
     """The training loss of a GridVAE on images [N, 784], and the L_tot of the decoder's codes.
 
     It is the sum of two losses. As the grid has no gradient, `decoder_loss` trains the decoder
-    alone, and `encoder_loss` the encoder alone. Both learn from the grid posterior, as in
-    variational EM (Neal & Hinton 1998): the posterior is found first, then what is given it is
-    trained.
+    alone, and `encoder_loss` the encoder alone. Both learn from the posterior, which is computed
+    first and then held fixed, as in variational EM (Neal & Hinton 1998, "A view of the EM
+    algorithm").
 
     If `positions` [N, 2] are given, the posterior is multiplied by a Gaussian around each image's
     position.
@@ -333,9 +350,9 @@ def grid_loss(vae, x, grid, positions, settings, generator):
     log_scores = grid.log_likelihood_grid(x)  # [N, G]
     if positions is not None:
         log_scores = log_scores + log_near(positions, grid, settings)
-    for_decoder, l_tot = decoder_loss(vae, x, log_scores, grid, settings, generator)
-    for_encoder = encoder_loss(vae.encoder, x, log_scores, settings, generator)
-    return for_decoder + for_encoder, l_tot
+    loss_of_decoder, l_tot = decoder_loss(vae, x, log_scores, grid, settings, generator)
+    loss_of_encoder = encoder_loss(vae.encoder, x, log_scores, settings, generator)
+    return loss_of_decoder + loss_of_encoder, l_tot
 
 
 def log_near(positions, grid, settings):
@@ -352,7 +369,8 @@ def decoder_loss(vae, x, log_scores, grid, settings, generator):
     """Minus the likelihood of images [N, 784] at codes of their posterior, and these codes' L_tot.
 
     A code is drawn from the Laplace posterior, made wider. `log_scores` [N, G] are log p(x|z) at
-    the nodes of the grid, in the first epochs plus `log_near`.
+    the nodes of the grid, in the first epochs plus `log_near`. The divergence of a given Gaussian
+    does not depend on the decoder, so it is not in the loss, only in L_tot.
     """
     mean, logvar = latent_grid.fit_laplace(log_scores, grid.codes)
     wider_logvar = logvar + math.log(settings.variance_factor)
@@ -367,9 +385,9 @@ def encoder_loss(encoder, x, log_scores, settings, generator):
     them, and its `gaussian` gives the mean and logvar in a region.
     """
     probabilities = latent_grid.region_probabilities(log_scores, encoder.regions_per_side)
-    likeliest = probabilities.argmax(1)  # of the posterior, not the one that is predicted
+    posterior_region = probabilities.argmax(1)  # in use it is the one that the encoder predicts
     features = encoder.body(x)
-    mean, logvar = encoder.gaussian(features, likeliest)
+    mean, logvar = encoder.gaussian(features, posterior_region)
     gaussian_loss = -grid_elbo(mean, logvar, log_scores, generator).mean()
     # The target is the whole posterior, so that several peaks stay several.
     region_loss = F.cross_entropy(
@@ -381,14 +399,15 @@ def encoder_loss(encoder, x, log_scores, settings, generator):
 def grid_elbo(mean, logvar, log_scores, generator):
     """The ELBO, [N], of Gaussians, [N, 2] each, without a pass of the decoder.
 
-    log p(x|z) is interpolated between the nodes of the grid, at two samples, mean + offset and
-    mean - offset. They are antithetic (Hammersley & Morton 1956): terms that change their sign with
-    the offset cancel, and the mean of the two varies less than that of two independent ones.
+    `log_scores`, as for `decoder_loss`, are interpolated between the nodes, at two samples, mean +
+    offset and mean - offset. They are antithetic (Hammersley & Morton 1956, "A new Monte Carlo
+    technique"): terms that change their sign with the offset cancel, so that the mean of the two
+    varies less than that of two independent ones.
     """
     offset = (0.5 * logvar).exp() * standard_normal_like(mean, generator)
-    above = latent_grid.interpolate(log_scores, mean + offset)
-    below = latent_grid.interpolate(log_scores, mean - offset)
-    likelihood = (above + below) / 2
+    at_plus = latent_grid.interpolate(log_scores, mean + offset)
+    at_minus = latent_grid.interpolate(log_scores, mean - offset)
+    likelihood = (at_plus + at_minus) / 2
     return likelihood - kl_divergence(mean, logvar)
 
 
@@ -420,22 +439,23 @@ def best_epoch(log):
 
 
 def measure(model, x_train, x_validation, x_test, epoch, settings):
-    """An epoch's entry in the log: {"train", "validation", "test", "laplace": `mean_elbo`}.
+    """An epoch's entry in the log, {name: `mean_elbo_terms`}.
 
+    The names are "train", "validation" if there are such images, "test", for a GridVAE "laplace".
     "laplace" is the Laplace posterior on the test images. It is left out in the first epochs, in
     which codes are kept near the map: it knows nothing of the map, so the two cannot be compared.
     """
-    entry = {"train": mean_elbo(model, x_train[:TRACKED_IMAGES])}
+    entry = {"train": mean_elbo_terms(model, x_train[:TRACKED_IMAGES])}
     if len(x_validation):
-        entry["validation"] = mean_elbo(model, x_validation)
-    entry["test"] = mean_elbo(model, x_test)
+        entry["validation"] = mean_elbo_terms(model, x_validation)
+    entry["test"] = mean_elbo_terms(model, x_test)
     if isinstance(model, GridVAE) and epoch >= settings.som_epochs:
-        entry["laplace"] = mean_elbo(model, x_test, model.make_grid())
+        entry["laplace"] = mean_elbo_terms(model, x_test, model.make_grid())
     return entry
 
 
 def save_epoch(model, digits, optimizers, history, files, description):
-    """Complete the history of an epoch that is in its log, and save all that is new, at once."""
+    """Add best weights and snapshots to the history, whose log already has the epoch; save all."""
     contents = {}
     epochs = len(history.log)
     if best_epoch(history.log) == epochs - 1:
@@ -449,7 +469,10 @@ def save_epoch(model, digits, optimizers, history, files, description):
 
 
 def is_snapshot_time(epochs):
-    """True after 1, 2, 5, 10, 20, 50, ... epochs, as a model changes ever more slowly."""
+    """True after 1, 2, 5, 10, 20, 50, ... epochs, as a model changes ever more slowly.
+
+    `epochs` is at least 1.
+    """
     while epochs % 10 == 0:
         epochs //= 10
     return epochs in (1, 2, 5)
@@ -498,7 +521,7 @@ def restore(path, flags, model, optimizers):
     if not path.is_file():
         raise InputError(f"--resume: {path} is not there; {begin_anew}")
     tensors, contents = checkpoints.read_file(path, RESUME_FORMAT, begin_anew)
-    # Whatever is missing or does not fit below is an InputError of these words.
+    # Whatever is missing or does not fit below raises an InputError with these words.
     with explained(path, "is of another architecture than models.py has", begin_anew):
         for name, value in flags.items():
             if contents["settings"][name] != value:
@@ -525,7 +548,7 @@ CODES_AT_ONCE = 10_000  # images that are encoded at once, so that memory is bou
 DIVERGED = 10 * PIXELS * math.log(2)  # nats: ten times the loss of giving each pixel 0.5
 
 
-def mean_elbo(model, x, grid=None):
+def mean_elbo_terms(model, x, grid=None):
     """L_tot, L_likelihood and L_divergence of images [N, 784], mean nats per image.
 
     With a `LatentGrid` the Laplace posterior stands in for the encoder.
@@ -539,7 +562,7 @@ def mean_elbo(model, x, grid=None):
             return model.elbo(part, generator=generator)
         return model.elbo(part, q=grid.laplace_posterior(part), generator=generator)
 
-    terms = metrics.mean_elbo_terms(elbo, x)
+    terms = metrics.mean_terms(elbo, x)
     if not terms["L_tot"] < DIVERGED:  # also if it is not a number
         raise InputError(
             f"--lr: training diverges, the loss is {terms['L_tot']:.3g} nats per image; "
@@ -550,25 +573,26 @@ def mean_elbo(model, x, grid=None):
 
 @torch.no_grad()
 def evaluate(model, digits):
-    """The final metrics of a model, on all test images.
+    """The final metrics of a model: on all test images, k-NN on the last 1000.
 
-    Products are exact here, so the last digits may differ from the last line of the log.
+    Matrix products are in full float32 here, outside `matmul_precision`, so the last digits may
+    differ from those in the log.
     """
     x_test = digits.x_test
-    results = {"test": mean_elbo(model, x_test)}
+    results = {"test": mean_elbo_terms(model, x_test)}
     if isinstance(model, VAE):
         generator = torch.Generator(x_test.device).manual_seed(0)
-        # Of grey pixels log p(x|z) is a cross-entropy; of black and white ones, each drawn with its
-        # grey value as the probability of ink, it is a likelihood.
+        # Grey pixels are no samples of a Bernoulli variable. So log p(x) is also given for
+        # binarized images, in which a pixel is ink with its grey value as the probability.
         binarized = torch.bernoulli(x_test, generator=generator)
-        # Together, as then each part of the grid is decoded once.
+        # Together, as then a GridVAE decodes each of its codes once.
         both = model.log_likelihood(torch.cat([x_test, binarized]), generator=generator)
         grey_mean, binarized_mean = both.view(2, -1).mean(1).tolist()
         results["log_likelihood"] = grey_mean
         results["log_likelihood_binarized"] = binarized_mean
     if isinstance(model, GridVAE):
-        results["laplace"] = mean_elbo(model, x_test, model.make_grid())
-    # Among all training images, held-out ones, too.
+        results["laplace"] = mean_elbo_terms(model, x_test, model.make_grid())
+    # Neighbours are searched among all training images, also among held-out ones.
     train_codes = torch.cat([model.codes(part) for part in digits.x_train.split(CODES_AT_ONCE)])
     last_codes = model.codes(digits.last_x_test)
     predicted = metrics.knn_predict(train_codes, digits.train_labels, last_codes, NEIGHBOURS)
@@ -640,13 +664,13 @@ class PictureData(NamedTuple):
 
 
 def picture_data(model, digits, history, epochs):
-    """What the pictures show of a training, up to its best epoch, the one after `epochs`."""
-    tensors = {**history.snapshots, epochs: take_snapshot(model, digits)}
+    """What the pictures show of a training, up to its best epoch, when `epochs` were done."""
+    taken = {**history.snapshots, epochs: take_snapshot(model, digits)}
     snapshots = {}
-    for epochs_done in sorted(tensors):
+    for epochs_done in sorted(taken):
         if epochs_done <= epochs:
-            snapshot = tensors[epochs_done]
-            snapshots[epochs_done] = {name: part.numpy() for name, part in snapshot.items()}
+            snapshot = taken[epochs_done]
+            snapshots[epochs_done] = {name: tensor.numpy() for name, tensor in snapshot.items()}
     plane = plots.plane_of(snapshots[epochs]["last_codes"])
     return PictureData(model, digits, history.log, snapshots, plane)
 
@@ -654,15 +678,18 @@ def picture_data(model, digits, history, epochs):
 def draw_scatter(shown):
     """The homework's picture: the codes of the last 1000 test images, coloured by digit."""
     labels = shown.digits.last_test_labels
-    name = shown.digits.test_name
-    which = f"the last {len(labels)}" if name == "test" else len(labels)
-    title = f"Codes of {which} {name} images"
+    images = f"{len(labels)} {shown.digits.test_name} images"
+    if shown.digits.test_name == "test":
+        images = f"the last {images}"
+    title = f"Codes of {images}"
     return plots.draw_scatter(shown.points(shown.final), labels, shown.plane, title)
 
 
 def draw_scatter_epochs(shown):
     """The same codes as training goes on."""
-    points = {after(epochs): shown.points(part) for epochs, part in shown.snapshots.items()}
+    points = {}
+    for epochs, snapshot in shown.snapshots.items():
+        points[after(epochs)] = shown.points(snapshot)
     return plots.draw_scatters(points, shown.digits.last_test_labels, shown.plane)
 
 
@@ -719,12 +746,12 @@ def draw_sanity_check(shown):
 
 def draw_manifold(shown):
     """What the decoder makes of a grid of codes, on the axes of the scatter."""
-    decoder = shown.model.decoder
-    return plots.draw_decoded_plane(lambda codes: decode_images(decoder, codes), shown.plane)
+    decode = partial(decode_images, shown.model.decoder)
+    return plots.draw_decoded_plane(decode, shown.plane)
 
 
-# The pictures in the folder of --figures: {file name: function of a PictureData}. A function that
-# returns None leaves its picture out, say if it is only for models with two latents.
+# The pictures in the folder of --figures: {file name: function of a PictureData}. If a picture is
+# only for some models, its function returns None for the others.
 FIGURES = {
     "scatter_epochs": draw_scatter_epochs,
     "reconstructions": draw_reconstructions,
@@ -749,7 +776,7 @@ def draw_pictures(shown, with_figures):
 
 PROJECT = Path(__file__).resolve().parent
 MAX_INTEGER = 2**31 - 1  # of flags that have no other limit
-PICTURE_BYTES = 2**19  # more than any of the pictures has
+PICTURE_BYTES = 2**20  # more than any of the pictures has
 DEVICES = {  # name: whether this machine has it; the first that it has is the default
     "cuda": lambda: torch.cuda.is_available(),
     "cpu": lambda: True,
@@ -763,7 +790,7 @@ def main():
     device = choose_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)  # of the first weights
+    torch.manual_seed(args.seed)  # for the initial weights
     model = make_model(args.model, args.latent_dim).to(device)
     settings = settings_from(args, model)
     files = output_files(args)
@@ -832,7 +859,7 @@ def parse_arguments():
     add("--patience", type=whole, metavar="N",
         help="stop after N epochs without improvement in validation loss (default: never)")
     add("--seed", type=between(int, 0, MAX_INTEGER), metavar="N", default=0,
-        help="the same seed gives the same files (default 0)")
+        help="the same seed gives the same weights and pictures (default 0)")
     add = parser.add_argument_group("running").add_argument
     add("--device", choices=("auto", *DEVICES), default="auto",
         help="auto takes a GPU if there is one (default auto)")
@@ -891,7 +918,10 @@ def output_files(args):
     for name, path in resolved.items():
         is_folder_of_another = any(path in other.parents for other in resolved.values())
         if path in taken or is_folder_of_another:
-            raise InputError(f"{files[name]}: would be overwritten; name another output")
+            raise InputError(
+                f"{files[name]}: is also the data, another output or its folder; "
+                "name another output"
+            )
         taken.add(path)
     return files
 
@@ -899,7 +929,7 @@ def output_files(args):
 def disk_space(model, files):
     """About as many bytes as the outputs need."""
     weights = sum(weight.nbytes for weight in model.state_dict().values())
-    # A copy in the checkpoint; for --resume the last ones, the best ones, AdamW's two moments.
+    # A copy in the checkpoint; for --resume the last ones, the best ones, and at most two moments.
     needed = (1 + 1 + 1 + 2) * weights + PICTURE_BYTES * len(files)
     return 2 * needed  # new files stand beside older ones until they are whole
 

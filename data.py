@@ -1,4 +1,4 @@
-"""Digits in: the idx files of MNIST and of sets in its format, or a table of digits."""
+"""Reads digits: the idx files of MNIST and of sets in its format, or a table of digits."""
 
 import contextlib
 import gzip
@@ -45,7 +45,7 @@ class Digits(NamedTuple):
     test_labels: np.ndarray
     x_shown: torch.Tensor  # the first ten test images of each digit; if there are fewer, repeated
     identity: dict  # of the training images: their number and MD5
-    test_name: str  # "test" or, as a part of a table, "held-out"
+    test_name: str  # "test", or "held-out" if it was split off a table
 
     @property
     def last_x_test(self):
@@ -68,7 +68,7 @@ def read_digits(path, device):
         train_labels=labels,
         x_test=x_test,
         test_labels=test_labels,
-        x_shown=x_test[first_of_each_digit(test_labels)],
+        x_shown=x_test[first_ten_of_each_digit(test_labels)],
         identity={"count": len(images), "md5": idx_md5(images)},
         test_name="held-out" if Path(path).is_file() else "test",
     )
@@ -79,17 +79,20 @@ def as_input(images, device="cpu"):
     return torch.from_numpy(images).to(device).flatten(1).float().div_(255)
 
 
-def first_of_each_digit(labels, count=10):
-    """The indices of the first `count` labels of each digit, digit by digit."""
+def first_ten_of_each_digit(labels):
+    """The indices of the first ten labels of each digit, digit by digit."""
     indices = []
     for digit in np.unique(labels):
         all_of_digit = np.flatnonzero(labels == digit)
-        indices.append(np.resize(all_of_digit, count))  # which repeats them if they are fewer
+        indices.append(np.resize(all_of_digit, 10))  # which repeats them if they are fewer
     return np.concatenate(indices)
 
 
 def idx_md5(images):
-    """The MD5 of the uncompressed idx file of these images; MNIST's is published."""
+    """The MD5 of the uncompressed idx file of these images, by which a run's data can be told.
+
+    MNIST's is published.
+    """
     digest = hashlib.md5(usedforsecurity=False)
     digest.update(idx_magic("images") + struct.pack(">3I", *images.shape))
     digest.update(images)
@@ -99,14 +102,17 @@ def idx_md5(images):
 def load_digits(path, split):
     """A split, "train" or "test": images uint8 [N, 28, 28], 255 is ink, labels int64 [N], 0 to 9.
 
-    `path` is a folder of idx files, raw or gzip-compressed, flat or in torchvision's `MNIST/raw/`
-    (if it has none, torchvision downloads MNIST into it), or a table with one image per line: the
-    label, first or last, and 784 pixels with commas between them, with or without column names. A
-    fifth of each digit in a table, drawn with a fixed seed, is its test split.
+    `path` is one of these:
+    - a folder of idx files, raw or gzip-compressed, flat or in torchvision's `MNIST/raw/`. If it
+      has none, torchvision downloads MNIST into it.
+    - a table with one image per line: the label, first or last, and 784 pixels, with commas between
+      them, with or without column names. A fifth of the images of each digit, drawn with a fixed
+      seed, is its test split.
     Raises InputError: a file is missing, unreadable or not what its name says.
     """
     path = Path(path)
-    if path.suffix and not path.exists():  # a folder that is not there is made by a download
+    # With a suffix it is meant as a file; a folder that is not there is made by a download.
+    if path.suffix and not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.is_file():
         return _load_table(path, split)
@@ -188,9 +194,9 @@ def idx_magic(kind):
 def _read_idx(path, kind):
     """Read an idx file of "images" or "labels": the magic bytes, the sizes, the numbers."""
     open_file = gzip.open if path.suffix == ".gz" else open
-    damage = (OSError, EOFError, zlib.error)
-    one_line = explained(path, "cannot be read", "copy it again", damage)
-    with one_line, open_file(path, "rb") as file:
+    read_errors = (OSError, EOFError, zlib.error)
+    in_one_line = explained(path, "cannot be read", "copy it again", read_errors)
+    with in_one_line, open_file(path, "rb") as file:
         header = file.read(4 + 4 * RANKS[kind])
         count, *sizes = _read_header(path, header, kind)
         promised = count * math.prod(sizes)  # bytes
@@ -225,7 +231,7 @@ def _download(path, split):
     raw = Path("MNIST/raw")
     problem = "torchvision cannot be imported"  # if the next line fails
     try:
-        from torchvision import datasets  # only here: beside another PyTorch's build it cannot load
+        from torchvision import datasets  # only here: built for another PyTorch it cannot load
 
         problem = "the download failed"  # if one of the next lines does
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)

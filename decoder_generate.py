@@ -4,8 +4,9 @@
     python decoder_generate.py --seed 1 --count 50
     python decoder_generate.py --codes my.csv       # decode the codes in a file, one per line
 
-Needs what auto_encoder.py saves. A plain auto-encoder has no prior; its codes are sampled from a
-Gaussian that auto_encoder.py fitted to those of training images.
+Needs what auto_encoder.py saves. By default the codes are spread evenly over the prior, by a Sobol
+sequence; --draws random gives independent ones. A plain auto-encoder has no prior; its codes are
+sampled from a Gaussian that auto_encoder.py fitted to those of training images.
 """
 
 import io
@@ -39,13 +40,16 @@ def main():
     images = decode_images(decoder, codes)  # [N, 784] in [0, 1]
     pngs = [png_bytes(image) for image in images]
 
-    with_sheet = os.path.realpath(args.out) == os.path.realpath(OUT)  # figures/ belongs to it
-    first_image = args.out / "00.png"  # its lock stands for the whole folder
+    # The sheet of all images is drawn only with those of the default folder.
+    with_sheet = os.path.realpath(args.out) == os.path.realpath(OUT)
+    first_image = args.out / "00.png"  # to lock it keeps a second run out of the folder
     reserved_files = [first_image, SHEET] if with_sheet else [first_image]
     needed_bytes = 2 * sum(len(png) for png in pngs)  # new images stand beside older ones
     with plots.own_style(), reserved(reserved_files, needed_bytes):
         if with_sheet:
-            sheet = plots.draw_sheet(images, codes, lambda grid: decode_images(decoder, grid))
+            sheet = plots.draw_sheet(
+                images, codes, lambda plane_codes: decode_images(decoder, plane_codes)
+            )
             write_files({SHEET: sheet})
         replace_images(args.out, pngs)
     and_sheet = f", {SHEET}" if with_sheet else ""
@@ -83,12 +87,13 @@ def read_codes(path, latent_dim):
         words = line.replace(",", " ").split()
         if not words:
             continue
+        needed = f"--codes {path}, line {number}: needs {latent_dim} finite numbers"
         try:
             code = torch.tensor([float(word) for word in words])
         except ValueError:
-            code = torch.tensor([])  # refused below
+            raise InputError(needed) from None
         if len(code) != latent_dim or not code.isfinite().all():
-            raise InputError(f"--codes {path}, line {number}: needs {latent_dim} finite numbers")
+            raise InputError(needed)
         codes.append(code)
     if not codes:
         raise InputError(f"--codes {path}: holds no codes")

@@ -4,10 +4,17 @@
     VAE             a variational auto-encoder (Kingma & Welling 2014), any number of latents
     GridVAE         the default: a VAE with two latents, few enough for Bayes' rule on a grid
 
-In a VAE p(z) = N(0, I) is the prior of a code, p(x|z) = prod_i Bernoulli(x_i; sigmoid(decode(z)_i))
-is the decoder, and q(z|x) = N(mean, variance) is the encoder. For the grey pixels of MNIST, 0 to 1,
--log p(x|z) is the cross-entropy, as is usual. All quantities are in nats (natural logarithms) per
-image.
+In a VAE
+
+    p(z) = N(0, I)                                      is the prior of a code,
+    p(x|z) = prod_i Bernoulli(x_i; sigmoid(l_i))        is the decoder, l = decode(z) the logits,
+    q(z|x) = N(mean, diag(exp(logvar)))                 is the encoder.
+
+MNIST's pixels are grey, from 0 to 1. For these -log p(x|z) means the cross-entropy, as is usual. All
+quantities are in nats (natural logarithms) per image.
+
+A code z is also written as u, its place in the unit square or cube: u = ndtr(z), the distribution
+function of N(0, 1), in each coordinate, and z = ndtri(u).
 """
 
 import itertools
@@ -38,7 +45,7 @@ REGION_ENCODER_WIDTHS = (256, 256, 256, 256)
 
 
 class InputLayer(nn.Linear):
-    """A network's first layer: linear, then GELU (Hendrycks & Gimpel 2016).
+    """A network's first layer: linear, then GELU (Hendrycks & Gimpel 2016, "GELUs").
 
     A class of its own, as first layers and hidden ones have different optimizers.
     """
@@ -48,7 +55,11 @@ class InputLayer(nn.Linear):
 
 
 class HiddenLayer(nn.Linear):
-    """Linear, then GELU; with a skip connection (He et al. 2016) where the width stays the same."""
+    """Linear, then GELU.
+
+    Where the width stays the same, with a skip connection (He et al. 2016, "Deep residual
+    learning").
+    """
 
     def forward(self, h):
         out = F.gelu(super().forward(h))
@@ -57,7 +68,7 @@ class HiddenLayer(nn.Linear):
         return out
 
 
-def hidden_layers(inputs, widths):
+def all_but_last_layer(inputs, widths):
     """A network [N, inputs] -> [N, widths[-1]] of an InputLayer and HiddenLayers."""
     layers = [InputLayer(inputs, widths[0])]
     for width_in, width_out in itertools.pairwise(widths):
@@ -66,36 +77,36 @@ def hidden_layers(inputs, widths):
 
 
 def mlp(inputs, widths, outputs):
-    """A multilayer perceptron [N, inputs] -> [N, outputs]: hidden layers, then a linear one."""
-    return hidden_layers(inputs, widths).append(nn.Linear(widths[-1], outputs))
+    """A multilayer perceptron [N, inputs] -> [N, outputs]; its last layer is linear."""
+    return all_but_last_layer(inputs, widths).append(nn.Linear(widths[-1], outputs))
 
 
 def encoder_body(widths):
     """All but the last layer of any encoder: images [N, 784] -> features [N, widths[-1]]."""
-    return hidden_layers(PIXELS, widths)
+    return all_but_last_layer(PIXELS, widths)
 
 
 class Decoder(nn.Module):
     """Codes [N, latent_dim] -> logits of the pixels' Bernoulli means, [N, 784].
 
     The MLP does not see z but s = 4 (2 ndtr(z) - 1), which is uniform from -4 to 4 if z is N(0, 1):
-    codes far from 0 are rare, and get no more room than others. It also sees sines and cosines of
-    s, to learn fine detail (Tancik et al. 2020, "Fourier features").
+    equal shares of the prior get equal ranges of s. It also sees sines and cosines of s, to learn
+    fine detail (Tancik et al. 2020, "Fourier features").
     """
 
     # Over the range of s, sin(f s) goes through 8 f / (2 pi) periods: 0.6 and 1.3. The numbers were
-    # chosen as the widths were; benchmarks/ablation.py shows what the sines and cosines are worth.
+    # chosen on held-out images; benchmarks/ablation.py shows what the sines and cosines are worth.
     STRETCH = 4
     FREQUENCIES = (0.5, 1.0)
 
     def __init__(self, latent_dim, widths):
         super().__init__()
         self.latent_dim = latent_dim
-        inputs = latent_dim * (1 + 2 * len(self.FREQUENCIES))
-        self.net = mlp(inputs, widths, PIXELS)
+        input_width = latent_dim * (1 + 2 * len(self.FREQUENCIES))
+        self.net = mlp(input_width, widths, PIXELS)
         # What `sample` draws from: the prior, until an AutoEncoder puts its own codes' spread here.
         self.register_buffer("sample_mean", torch.zeros(latent_dim))
-        self.register_buffer("sample_factor", torch.eye(latent_dim))  # its square: the covariance
+        self.register_buffer("sample_factor", torch.eye(latent_dim))  # F; F @ F.T is the covariance
 
     def forward(self, z):
         return self.net(self.inputs(z))
@@ -137,8 +148,8 @@ class RegionEncoder(nn.Module):
         self.region_logits = nn.Linear(widths[-1], regions)
         self.readout = HiddenLayer(widths[-1], readout_width)
         # A region's matrix makes the four numbers of a Gaussian from the readout and a constant 1.
-        # An embedding looks it up: unlike that of indexing, its gradient is bit for bit the same
-        # with any number of threads.
+        # It is looked up with an embedding, as the gradient of plain indexing depends on the number
+        # of threads, in its last bits.
         self.matrices = nn.Embedding(regions, 4 * (readout_width + 1))
         nn.init.normal_(self.matrices.weight, std=self.INITIAL_MATRIX_STD)
 
@@ -151,7 +162,7 @@ class RegionEncoder(nn.Module):
     def gaussian(self, features, region_index):
         """The Gaussian in given regions [N], from features of `body`: mean, logvar, [N, 2] each.
 
-        Regions are numbered row by row, and rows run with z_1.
+        Regions are numbered row by row; z_1 grows from row to row, z_2 from column to column.
         """
         row = region_index // self.regions_per_side
         column = region_index % self.regions_per_side
@@ -159,11 +170,10 @@ class RegionEncoder(nn.Module):
         centre = torch.special.ndtri(u)  # [N, 2], in z
         width = latent_grid.cell_width(centre, self.regions_per_side)  # [N, 2], in z
 
-        readout = self.readout(features)
-        readout = F.pad(readout, (0, 1), value=1.0)  # [N, readout_width + 1]
-        matrices = self.matrices(region_index).view(len(region_index), 4, -1)
-        numbers = torch.bmm(matrices, readout[:, :, None])[:, :, 0]  # [N, 4]
-        shift, logvar_shift = numbers.chunk(2, dim=1)  # in widths of the region
+        readout_and_1 = F.pad(self.readout(features), (0, 1), value=1.0)  # [N, R + 1]
+        matrices = self.matrices(region_index).view(len(region_index), 4, -1)  # [N, 4, R + 1]
+        numbers = torch.bmm(matrices, readout_and_1[:, :, None])[:, :, 0]  # [N, 4]
+        shift, logvar_shift = numbers.chunk(2, dim=1)  # shift: in widths of the region
 
         mean = centre + width * shift
         logvar = 2 * width.log() + self.INITIAL_LOGVAR + logvar_shift
@@ -174,7 +184,10 @@ class RegionEncoder(nn.Module):
 
 
 class AutoEncoder(nn.Module):
-    """A deterministic auto-encoder: `latent_dim` numbers make a code, and there is no prior."""
+    """A deterministic auto-encoder: `latent_dim` numbers make a code, and there is no prior.
+
+    `codes` gives the code of an image; a VAE also has `encode`, which gives its Gaussian.
+    """
 
     def __init__(self, latent_dim=2, encoder_widths=ENCODER_WIDTHS, decoder_widths=DECODER_WIDTHS):
         super().__init__()
@@ -202,20 +215,22 @@ class AutoEncoder(nn.Module):
         return self.decoder(z)
 
     def elbo(self, x, *, generator=None):
-        """What stands for the VAE's: minus the cross-entropy in nats, [N], and a divergence of 0.
+        """The same two terms as a VAE has, so that both can be trained and evaluated alike.
 
-        So that both can be trained and evaluated alike. Nothing is drawn from `generator`.
+        The likelihood is minus the cross-entropy in nats, [N], and the divergence is 0. Nothing is
+        drawn from `generator`.
         """
         return log_bernoulli(x, self.decode(self.codes(x))), x.new_zeros(len(x))
 
     @torch.no_grad()
     def fit_sampler(self, x):
         """As there is no prior, let the decoder sample from the Gaussian that fits x's codes."""
-        codes = torch.cat([self.codes(part) for part in x.split(EVAL_BATCH)]).double()
+        codes = torch.cat([self.codes(part) for part in x.split(EVAL_BATCH)])
+        codes = codes.double()  # so that a variance near 0 is not lost in rounding errors
         centred = codes - codes.mean(0)
         covariance = centred.T @ centred / len(x)
         # If training diverges, the codes are not finite. That is reported where the loss is
-        # measured; here eigh must not fail before.
+        # measured; nan_to_num keeps eigh from failing before.
         variances, axes = torch.linalg.eigh(covariance.nan_to_num())
         self.decoder.sample_mean.copy_(codes.mean(0))
         self.decoder.sample_factor.copy_(axes * variances.clamp_min(0).sqrt())
@@ -253,10 +268,11 @@ class VAE(AutoEncoder):
 
     @torch.no_grad()
     def log_likelihood(self, x, samples=200, generator=None):
-        """A lower bound on log p(x) in nats, [N], for images [N, 784] in [0, 1].
+        """An estimate of log p(x) in nats, [N], for images [N, 784] in [0, 1].
 
-        From `samples` importance samples of the encoder: the log of the mean of p(x, z) / q(z|x)
-        (IWAE: Burda, Grosse & Salakhutdinov 2016, equation 8).
+        From `samples` importance samples of the encoder: the log of the mean of p(x, z) / q(z|x).
+        On average it is a lower bound, the closer the more samples there are (Burda, Grosse &
+        Salakhutdinov 2016, "Importance weighted autoencoders", equation 8).
         """
         parts = [self._importance_sampled(part, samples, generator) for part in x.split(EVAL_BATCH)]
         return torch.cat(parts)
@@ -286,14 +302,15 @@ class GridVAE(VAE):
         encoder_widths=REGION_ENCODER_WIDTHS,
         decoder_widths=DECODER_WIDTHS,
         regions_per_side=27,  # of the encoder; benchmarks/ablation.py compares it with 9 and 81
-        readout_width=64,  # features that place a Gaussian in its region
-        grid_side=81,  # nodes per side; as good as 101, and faster
+        readout_width=64,  # R, what the Gaussian in a region is computed from
+        grid_side=81,  # nodes per side; benchmarks/ablation.py compares it with 54
     ):
         if grid_side % regions_per_side:
             raise ValueError(
                 f"grid_side {grid_side} is not a multiple of regions_per_side {regions_per_side}"
             )
-        # Before super().__init__, which calls make_encoder; for numbers PyTorch allows it.
+        # super().__init__ calls make_encoder, which needs these. PyTorch allows numbers to be set
+        # before it, but no layers.
         self.regions_per_side = regions_per_side
         self.readout_width = readout_width
         super().__init__(2, encoder_widths, decoder_widths)
@@ -324,8 +341,8 @@ class GridVAE(VAE):
     def log_likelihood(self, x, side=324, generator=None):
         """log p(x) in nats, [N], for images [N, 784] in [0, 1], by quadrature: no sampling.
 
-        On side x side codes, `side` a multiple of 9; benchmarks/quadrature.py shows that 324 are
-        enough. Nothing is drawn from `generator`.
+        On side x side codes, `side` a multiple of 9 (`latent_grid.TILES`); benchmarks/quadrature.py
+        shows that 324 are enough. Nothing is drawn from `generator`.
         """
         return latent_grid.log_marginal_likelihood(self.decoder, x, side)
 
@@ -374,7 +391,8 @@ def sample_noise(count, latent_dim, seed, draws):
     """Samples of N(0, I), [count, latent_dim], "even" or "random" ones.
 
     "random" ones are independent. "even" ones are spread evenly: u is a scrambled Sobol sequence in
-    the unit cube (Matousek 1998), which leaves no gaps, and z = ndtri(u).
+    the unit cube, which leaves no gaps (Matousek 1998, "On the L2-discrepancy for anchored boxes"),
+    and z = ndtri(u).
     """
     if draws == "random":
         generator = torch.Generator().manual_seed(seed)
@@ -404,10 +422,10 @@ def load_checkpoint(path):
     with explained(path, "is of another architecture than models.py has", RETRAIN):
         config = contents["config"]
         layers = len(config["encoder_widths"]) + len(config["decoder_widths"])
-        if layers > len(weights):  # a forged file may ask for a million layers
+        if layers > len(weights):  # whoever made the file may ask for a million layers
             raise ValueError("more layers than weights")
         with torch.device("meta"):  # takes no memory, whatever sizes the file asks for
             model = MODELS[contents["model"]](**config)
-        model.load_state_dict(weights, assign=True)  # nothing can be copied into such tensors
+        model.load_state_dict(weights, assign=True)  # meta tensors have no memory to copy into
         model.metadata = contents["metadata"]
     return model.eval()

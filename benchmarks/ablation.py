@@ -171,8 +171,8 @@ def evaluate(model, x, labels, held_out, held_out_labels):
     correct = predicted == held_out_labels[-KNN_CODES:].numpy()
     on_the_map = map_metrics(model.decoder, classifier())
     return {
-        "L_tot": round(auto_encoder.mean_elbo(model, held_out)["L_tot"], 2),
-        "laplace": round(auto_encoder.mean_elbo(model, held_out, grid)["L_tot"], 2),
+        "L_tot": round(auto_encoder.mean_elbo_terms(model, held_out)["L_tot"], 2),
+        "laplace": round(auto_encoder.mean_elbo_terms(model, held_out, grid)["L_tot"], 2),
         "log_likelihood_binarized": round(log_likelihood.mean().item(), 2),
         "knn_accuracy": float(correct.mean()),
         "islands": on_the_map["islands"],

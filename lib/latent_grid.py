@@ -3,9 +3,9 @@
 The prior is p(z) = N(0, I), and a pixel is a Bernoulli variable whose logit a decoder gives; the
 decoder is any callable that maps codes [G, 2] to logits [G, D].
 
-Two coordinates are used. A code z is a point of the plane. u = ndtr(z), the distribution function
-of N(0, 1), is the same point in the unit square, and z = ndtri(u) is the inverse. The nodes of a
-grid are evenly spaced in u, so that each stands for the same share of the prior:
+Two coordinate systems are used. A code z is a point of the plane. u = ndtr(z), the distribution
+function of N(0, 1), is the same point in the unit square, and z = ndtri(u) is the inverse. The
+nodes of a grid are evenly spaced in u, so that each stands for the same share of the prior:
 
 - the mean of p(x|z) over the nodes is an integral over the prior, p(x) (the midpoint rule),
 - Bayes' rule is a softmax of log p(x|z) over the nodes,
@@ -22,8 +22,9 @@ from lib import EVAL_BATCH
 
 # Laplace's approximation, in units of nodes.
 #
-# At the border log p(x, z) may curve upwards, and no Gaussian does. The flattest one that is taken
-# has a standard deviation of 1 / sqrt(1e-3) = 32 nodes; it is then cut to the prior's.
+# At the border of the grid log p(x, z) may curve upwards, as that of no Gaussian does. Then the
+# precision, 1 / variance, is taken to be this: a standard deviation of 32 nodes, which is wider
+# than the prior and is limited to it. (Any small value would do.)
 MIN_PRECISION = 1e-3
 # Between row and column; below 1, so that the matrix can be inverted.
 MAX_CORRELATION = 0.9
@@ -36,8 +37,8 @@ MAX_DISTANCE = 0.45
 TILES = 9
 # Nodes per side of the grid that says which tiles matter, a multiple of TILES.
 TILE_SEARCH_SIDE = 81
-# In nats. A tile that is so far below the best one adds exp(-100) of it. A peak between the nodes
-# is higher than they are, but by less than that.
+# In nats. A tile that is so far below the best one adds at most exp(-100) of its mass. This margin
+# also covers a peak between the nodes, which is higher than they are.
 NEGLIGIBLE = 100
 
 
@@ -100,20 +101,20 @@ def log_standard_normal(z):
     return -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
 
 
-def fit_laplace(log_likelihood_grid, codes):
+def fit_laplace(log_scores, codes):
     """A factorised Gaussian at the highest peak of p(z|x): mean and logvar, [N, 2] each.
 
     Laplace's approximation (MacKay 2003, chapter 27) from log p(x|z) at the nodes of a square grid,
     [N, G], and their codes, [G, 2]. Gradient and Hessian are differences between neighbouring
     nodes, and one Newton step leads from the highest node to the peak. The Gaussian's precision
-    matrix is the negative Hessian there; the factorised Gaussian that is closest to it keeps the
-    diagonal (Bishop 2006, equation 10.12).
+    matrix is the negative Hessian there. Of all factorised Gaussians q, the one with the smallest
+    KL(q || that Gaussian) keeps the diagonal of the matrix (Bishop 2006, equation 10.12).
 
     The prior counts here, as this is a density in z. (In `region_probabilities` it cancels: there
     the mass of a node's cell counts, and all cells have the same.)
     """
-    side = grid_side(log_likelihood_grid)
-    log_joint = log_likelihood_grid + log_standard_normal(codes)  # log p(x, z) = log p(x|z) p(z)
+    side = grid_side(log_scores)
+    log_joint = log_scores + log_standard_normal(codes)  # log p(x, z) = log p(x|z) p(z)
     highest_index = log_joint.max(1).indices
     highest = torch.stack([highest_index // side, highest_index % side], 1)  # row and column
     middle_node = highest.clamp(1, side - 2)  # differences need a neighbour on either side
@@ -123,7 +124,7 @@ def fit_laplace(log_likelihood_grid, codes):
     left, middle, right = patch[:, 1].unbind(1)
     lower_left, down, lower_right = patch[:, 2].unbind(1)
 
-    # All in units of nodes: rows run with z_1, columns with z_2.
+    # All in units of nodes; z_1 grows from row to row, z_2 from column to column.
     gradient_row = (down - up) / 2
     gradient_column = (right - left) / 2
     precision_row = (2 * middle - (up + down)).clamp_min(MIN_PRECISION)
@@ -140,18 +141,19 @@ def fit_laplace(log_likelihood_grid, codes):
     newton_step = torch.stack([step_row, step_column], 1)
     peak = (middle_node + newton_step).clamp(highest - MAX_DISTANCE, highest + MAX_DISTANCE)
 
-    # From nodes to codes. A maximum is one in any coordinates, so the mean needs no correction. At
-    # a maximum, where the gradient is zero, a second derivative per squared node is exactly one per
-    # squared z times the square of dz/dnode, and that is the cell's width.
+    # From nodes to codes. A maximum stays a maximum in other coordinates, so the mean needs no
+    # correction. Where the gradient is zero, second derivatives change by
+    #     d2f / dnode2 = d2f / dz2 * (dz / dnode)**2, exactly;
+    # dz / dnode is the width of a cell.
     mean = torch.special.ndtri((peak + 0.5) / side)
     precision = torch.stack([precision_row, precision_column], 1)
     variance = cell_width(mean, side).square() / precision
     return mean, variance.clamp_max(1).log()  # no wider than the prior
 
 
-def grid_side(log_likelihood_grid):
+def grid_side(log_scores):
     """The nodes per side of a square grid, from values [N, G] at its nodes."""
-    return math.isqrt(log_likelihood_grid.shape[1])
+    return math.isqrt(log_scores.shape[1])
 
 
 def patch_3x3(values, node):
@@ -163,30 +165,31 @@ def patch_3x3(values, node):
     return values.gather(1, nodes.flatten(1)).view(-1, 3, 3)
 
 
-def region_probabilities(log_likelihood_grid, regions):
-    """The posterior probability of each of regions x regions equal shares of the prior.
+def region_probabilities(log_scores, regions_per_side):
+    """The posterior probability of each region; regions have equal shares of the prior.
 
-    [N, regions**2], row by row, from log p(x|z) at the nodes of a square grid, [N, G].
-    Raises ValueError: the grid's side is no multiple of `regions`.
+    [N, regions_per_side**2], row by row, from log p(x|z) at the nodes of a square grid, [N, G].
+    Raises ValueError: the grid's side is no multiple of `regions_per_side`.
     """
-    side = grid_side(log_likelihood_grid)
-    if side % regions:
-        raise ValueError(f"{side} nodes per side cannot be cut into {regions} regions")
-    nodes = side // regions  # per side of a region
-    posterior = log_likelihood_grid.softmax(1)  # Bayes' rule: all nodes have the same prior mass
-    strips = posterior.view(-1, regions, nodes, side).sum(2)
-    return strips.view(-1, regions**2, nodes).sum(2)
+    side = grid_side(log_scores)
+    if side % regions_per_side:
+        raise ValueError(f"{side} nodes per side cannot be cut into {regions_per_side} regions")
+    nodes = side // regions_per_side  # per side of a region
+    posterior = log_scores.softmax(1)  # Bayes' rule: all nodes have the same prior mass
+    strips = posterior.view(-1, regions_per_side, nodes, side).sum(2)
+    return strips.view(-1, regions_per_side**2, nodes).sum(2)
 
 
 def interpolate(values, z):
-    """Values between the nodes of a square grid: from those at its nodes, [N, G], at codes z: [N].
+    """Values [N, G], given at the nodes of a square grid, at one code z [N, 2] for each row: [N].
 
-    The parabola through three nodes, in either direction, of the 3 x 3 nearest nodes; z is [N, 2].
+    In either direction it is the parabola through three nodes, of the 3 x 3 nearest ones; beyond
+    the outermost nodes it goes on.
     """
     side = grid_side(values)
-    node = side * torch.special.ndtr(z) - 0.5  # row and column, not whole numbers
-    nearest = node.detach().nan_to_num().round().clamp(1, side - 2)
-    t = node - nearest
+    place = side * torch.special.ndtr(z) - 0.5  # row and column, not whole numbers
+    nearest = place.detach().nan_to_num().round().clamp(1, side - 2)  # NaN: training diverged
+    t = place - nearest
     # Lagrange's polynomials: 1 at one of the nodes t = -1, 0, 1, and 0 at the two others.
     weights = torch.stack([t * (t - 1) / 2, 1 - t * t, t * (t + 1) / 2], 2)  # [N, 2, 3]
     patch = patch_3x3(values, nearest.long())
@@ -203,7 +206,7 @@ def log_marginal_likelihood(decoder, x, side):
         raise ValueError(f"{side} nodes per side cannot be cut into {TILES} tiles")
     matters = _tiles_that_matter(decoder, x)
     inside = cell_centres(side // TILES)
-    log_mean = x.new_full((len(x),), -math.inf)  # of p(x|z) over the nodes, as far as they are met
+    log_mean = x.new_full((len(x),), -math.inf)  # of p(x|z), of the tiles so far
     for row in range(TILES):
         for column in range(TILES):
             chosen = matters[:, row, column].nonzero()[:, 0]
@@ -213,14 +216,14 @@ def log_marginal_likelihood(decoder, x, side):
             column_u = (column + inside) / TILES
             tile = rectangular_grid(decoder, row_u, column_u, x.device)
             for images in chosen.split(EVAL_BATCH):
-                sum_in_tile = _logsumexp(tile.log_likelihood_grid(x[images]))
-                log_share = sum_in_tile - 2 * math.log(side)  # of the mean over all nodes
+                log_sum_in_tile = _logsumexp(tile.log_likelihood_grid(x[images]))
+                log_share = log_sum_in_tile - 2 * math.log(side)  # of the mean over all nodes
                 log_mean[images] = log_mean[images].logaddexp(log_share)
     return log_mean
 
 
 def _tiles_that_matter(decoder, x):
-    """For which images [N, D] which tiles hold more than a negligible part of p(x).
+    """Whether each tile holds more than a negligible part of p(x), for images [N, D].
 
     bool [N, TILES, TILES]; judged by a coarse grid, with a margin of one node around each tile.
     """
@@ -237,8 +240,9 @@ def _tiles_that_matter(decoder, x):
 
 
 def _logsumexp(values):
-    """`values.logsumexp(1)` of [N, G], but 4 times as fast where most terms underflow.
+    """`values.logsumexp(1)` of [N, G], but faster where most terms underflow.
 
-    log_softmax subtracts the logsumexp from each value, so the difference of the first ones is it.
+    log_softmax subtracts the logsumexp from every value, so a value minus its log_softmax is the
+    logsumexp, in any column.
     """
     return values[:, 0] - values.log_softmax(1)[:, 0]

@@ -7,7 +7,7 @@ from lib import EVAL_BATCH
 
 
 @torch.no_grad()
-def mean_elbo_terms(elbo, x):
+def mean_terms(elbo, x):
     """The terms of the evidence lower bound, averaged over images x [N, D], in nats per image.
 
     `elbo` maps images [n, D] to the two terms of the bound, likelihood and divergence, [n] each.

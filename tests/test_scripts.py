@@ -238,6 +238,21 @@ def test_generated_images(trained, tmp_path):
         assert np.abs(pixels.ravel() - mean).max() < 0.51 / 255
 
 
+@pytest.mark.parametrize("out", ["imgs_generated", "./figures/../imgs_generated", "link", "other"])
+def test_the_sheet_belongs_to_the_default_folder(trained, tmp_path, monkeypatch, out):
+    """By whatever name that is given; another folder leaves the sheet as it is."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("imgs_generated", "figures"):
+        Path(name).mkdir()
+    Path("link").symlink_to("imgs_generated")
+    monkeypatch.setattr(decoder_generate, "OUT", tmp_path / "imgs_generated")
+    monkeypatch.setattr(decoder_generate, "SHEET", tmp_path / "figures/generated.png")
+    result = generate(trained, out, "--count", 2)
+    assert (result.status, result.stderr) == (0, "")
+    assert Path("figures/generated.png").exists() == (out != "other")
+    assert ("generated.png" in result.stdout) == (out != "other")
+
+
 BAD_CODES = ["", "1,2,3\n", "1,two\n", "0,0\n1,inf\n", "1e300 0\n"]
 BAD_CODES += [f"0 {' ' * 99_997}12 3\n"]  # its 100,000th character is the 1
 
