@@ -47,9 +47,7 @@ def main():
     needed_bytes = 2 * sum(len(png) for png in pngs)  # new images stand beside older ones
     with plots.own_style(), reserved(reserved_files, needed_bytes):
         if with_sheet:
-            sheet = plots.draw_sheet(
-                images, codes, lambda plane_codes: decode_images(decoder, plane_codes)
-            )
+            sheet = plots.draw_sheet(images, codes, partial(decode_images, decoder))
             write_files({SHEET: sheet})
         replace_images(args.out, pngs)
     and_sheet = f", {SHEET}" if with_sheet else ""

@@ -10,8 +10,8 @@ In a VAE
     p(x|z) = prod_i Bernoulli(x_i; sigmoid(l_i))        is the decoder, l = decode(z) the logits,
     q(z|x) = N(mean, diag(exp(logvar)))                 is the encoder.
 
-MNIST's pixels are grey, from 0 to 1. For these -log p(x|z) means the cross-entropy, as is usual. All
-quantities are in nats (natural logarithms) per image.
+MNIST's pixels are grey, from 0 to 1. For these -log p(x|z) means the cross-entropy, as is usual.
+All quantities are in nats (natural logarithms) per image.
 
 A code z is also written as u, its place in the unit square or cube: u = ndtr(z), the distribution
 function of N(0, 1), in each coordinate, and z = ndtri(u).
