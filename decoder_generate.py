@@ -11,6 +11,7 @@ sampled from a Gaussian that auto_encoder.py fitted to those of training images.
 
 import io
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np

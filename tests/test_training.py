@@ -1,6 +1,7 @@
 """How the models are trained: settings, losses, optimizers, epochs; and what that gives."""
 
 import dataclasses
+import json
 import math
 from statistics import NormalDist
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from data import as_input
 from lib import latent_grid
 from lib.errors import InputError
 from lib.som import som_positions
-from models import VAE, AutoEncoder, GridVAE, HiddenLayer
+from models import VAE, AutoEncoder, GridVAE, HiddenLayer, load_checkpoint
 
 SMALL = (8, 8), (8, 8)  # widths of an encoder and a decoder
 
@@ -226,6 +227,83 @@ def test_the_first_three_epochs_of_a_grid_vae_are_near_the_map(monkeypatch, imag
             assert all(
                 torch.equal(positions, known) for positions in given if positions is not None
             )
+
+
+@pytest.fixture
+def small_run(tmp_path, images):
+    """A function: train a small model of two map epochs, four in all; what it returns and wrote."""
+    digits = SimpleNamespace(
+        x_train=images[:90],
+        x_test=images[90:120],
+        x_shown=images[120:130],
+        last_x_test=images[100:120],
+        test_name="test",
+    )
+    settings = dataclasses.replace(
+        GRID_SETTINGS, epochs=4, batch_size=20, som_epochs=2, validation=30
+    )
+
+    def run(name, **options):
+        torch.manual_seed(0)
+        model = GridVAE(*SMALL)
+        kinds = {"checkpoint": "safetensors", "metrics": "json", "resume": "resume"}
+        files = {kind: tmp_path / f"{name}.{ending}" for kind, ending in kinds.items()}
+        description = {"settings": {"seed": 0}}
+        history = auto_encoder.train(model, digits, settings, files, description, **options)
+        return SimpleNamespace(model=model, history=history, files=files)
+
+    return run
+
+
+def test_what_training_returns_and_writes(small_run, capsys):
+    whole = small_run("whole")
+    log = whole.history.log
+    assert ["laplace" in entry for entry in log] == [False, False, True, True]
+    for entry in log:
+        assert 0 <= entry["seconds"] < 60
+        assert entry["seconds"] == round(entry["seconds"], 2)
+        assert len({entry[name]["L_tot"] for name in ("train", "validation", "test")}) == 3
+    assert sorted(whole.history.snapshots) == [0, 1, 2]
+    assert len(whole.history.snapshots[0]["last_codes"]) == 20
+    assert capsys.readouterr().out.splitlines() == [
+        auto_encoder.format_epoch(epoch, entry, "test") for epoch, entry in enumerate(log)
+    ]
+    assert json.loads(whole.files["metrics"].read_text()) == {"settings": {"seed": 0}, "log": log}
+    saved = load_checkpoint(whole.files["checkpoint"])
+    best = auto_encoder.best_epoch(log)
+    assert saved.metadata == {"settings": {"seed": 0}, "epochs": best + 1}
+    for weights in (saved.state_dict(), whole.history.best_weights):
+        assert all(map(torch.equal, weights.values(), whole.model.state_dict().values()))
+
+
+def test_training_goes_on_where_it_was_interrupted(small_run, monkeypatch):
+    whole, measure = small_run("whole"), auto_encoder.measure
+
+    def interrupt_in_the_third_epoch(*arguments):
+        if arguments[4] == 2:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(auto_encoder, "measure", interrupt_in_the_third_epoch)
+        message = r"^ after 2 epochs; they are saved, --resume continues$"
+        with pytest.raises(KeyboardInterrupt, match=message):
+            small_run("broken")
+    resumed = small_run("broken", resume=True)
+    for first, second in zip(whole.history.log, resumed.history.log, strict=True):
+        assert {**first, "seconds": 0} == {**second, "seconds": 0}
+    weights = [run.model.state_dict().values() for run in (whole, resumed)]
+    assert all(map(torch.equal, *weights))
+    assert whole.history.snapshots.keys() == resumed.history.snapshots.keys()
+
+
+def test_an_interruption_of_the_first_epoch_saves_nothing(small_run, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(auto_encoder, "train_epoch", interrupt)
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        small_run("broken")
 
 
 class Bar(list):
