@@ -38,6 +38,11 @@ A code z is also written as u, its place in the unit square: u = ndtr(z), the di
 of N(0, 1), in each coordinate.
 """
 
+from lib import cli
+
+if __name__ == "__main__":
+    cli.prepare()  # before PyTorch is imported
+
 import contextlib
 import dataclasses
 import json
@@ -56,9 +61,9 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import MNIST, Digits, read_digits
+from data import MNIST, Digits, find_source, read_digits
 from lib import checkpoints, latent_grid, metrics, plots
-from lib.cli import Parser, between, nonempty_path, run
+from lib.cli import Parser, between, nonempty_path
 from lib.errors import InputError, explained
 from lib.files import remove_if_there, reserved, write_files
 from lib.som import som_positions
@@ -201,7 +206,7 @@ def train(model, digits, settings, files, description, resume=False):
         advice = ""
         if saved_epochs:
             advice = f" after {saved_epochs} epochs; they are saved, --resume continues"
-        raise KeyboardInterrupt(advice) from None  # `run` prints "interrupted" and this
+        raise KeyboardInterrupt(advice) from None  # `cli.run` prints "interrupted" and this
     model.load_state_dict(history.best_weights)
     return history
 
@@ -793,9 +798,11 @@ def main():
     torch.manual_seed(args.seed)  # for the initial weights
     model = make_model(args.model, args.latent_dim).to(device)
     settings = settings_from(args, model)
-    files = output_files(args)
+    source = find_source(args.data)
+    files = output_files(args, source.files)
     with plots.own_style(), reserved(files.values(), disk_space(model, files)):
-        digits = read_digits(args.data, device)
+        digits = read_digits(source, device)
+        print(f"data: {describe_digits(digits)} from {args.data}", flush=True)
         description = describe_run(args, settings, digits)
         history = train(model, digits, settings, files, description, args.resume)
         epochs = best_epoch(history.log) + 1
@@ -830,7 +837,8 @@ def parse_arguments():
     parser = Parser(__doc__)
     add = parser.add_argument_group("files (defaults are beside this script)").add_argument
     add("--data", type=nonempty_path, metavar="PATH", default=MNIST,
-        help="a folder of idx files, or a table: a label and 784 pixels per line (default mnist)")
+        help="a folder of idx files or of a train and a test table, one table with a label and 784 "
+        "pixels per line, or Keras's mnist.npz (default mnist)")
     add("--checkpoint", type=nonempty_path, metavar="FILE", default=SHIPPED,
         help="the trained weights, results beside them (default checkpoints/vae.safetensors)")
     add("--scatter", type=nonempty_path, metavar="FILE", default=PROJECT / "encoder.png",
@@ -896,34 +904,69 @@ def settings_from(args, model):
     )
 
 
-def output_files(args):
-    """The path of each output: {name: path}.
+def output_files(args, inputs):
+    """The path of each output: {name: path}; `inputs` are the files that are read.
 
-    Raises InputError: one would overwrite another or the data, or is the folder of another.
+    Raises InputError: an output would overwrite an input, another output or a file that no earlier
+    run made, or is the folder of another output.
     """
     if not args.checkpoint.name:
         raise InputError(f"--checkpoint {args.checkpoint}: is a folder; name a file")
-    name = args.checkpoint.name.removesuffix(".safetensors") or args.checkpoint.name
-    files = {
-        "checkpoint": args.checkpoint,
-        "metrics": args.checkpoint.with_name(f"{name}.json"),
-        "resume": args.checkpoint.with_name(f"{name}.resume.safetensors"),
-        "scatter": args.scatter,
-    }
+    files = {"checkpoint": args.checkpoint, "scatter": args.scatter}
+    files.update(files_beside(args.checkpoint))
     if args.figures:
         for figure in FIGURES:
             files[figure] = args.figures / f"{figure}.png"
     resolved = {name: Path(os.path.realpath(file)) for name, file in files.items()}
-    taken = {Path(os.path.realpath(args.data))}
+    taken = {Path(os.path.realpath(path)) for path in (args.data, *inputs)}
     for name, path in resolved.items():
         is_folder_of_another = any(path in other.parents for other in resolved.values())
         if path in taken or is_folder_of_another:
             raise InputError(
-                f"{files[name]}: is also the data, another output or its folder; "
+                f"{files[name]}: is also an input, another output or its folder; "
                 "name another output"
             )
         taken.add(path)
+    for name, path in files.items():
+        check_replaceable(name, path, is_named=path in (args.checkpoint, args.scatter))
     return files
+
+
+def files_beside(checkpoint):
+    """The files that stand beside a checkpoint: {name: path}."""
+    name = checkpoint.name.removesuffix(".safetensors") or checkpoint.name
+    return {
+        "metrics": checkpoint.with_name(f"{name}.json"),
+        "resume": checkpoint.with_name(f"{name}.resume.safetensors"),
+    }
+
+
+def check_replaceable(name, path, is_named):
+    """Raise an InputError if an output would replace what no earlier run made.
+
+    A link is only followed if the user named it.
+    """
+    if path.is_symlink() and not is_named:
+        raise InputError(f"{path}: is a link; remove it or name another output")
+    if not path.is_file():
+        return
+    if name in ("checkpoint", "resume"):
+        is_ours = str(checkpoints.format_of(path)).startswith("mnist-auto-encoder")
+    elif name == "metrics":
+        is_ours = is_metrics_file(path)
+    else:
+        is_ours = plots.is_picture_file(path)
+    if not is_ours:
+        raise InputError(f"{path}: was made by something else; move it or name another output")
+
+
+def is_metrics_file(path):
+    """Whether a file is JSON as a run writes it."""
+    try:
+        contents = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(contents, dict) and {"settings", "versions"} <= contents.keys()
 
 
 def disk_space(model, files):
@@ -955,6 +998,11 @@ def describe_run(args, settings, digits):
     }
 
 
+def describe_digits(digits):
+    """How many images were read, in words."""
+    return f"{len(digits.x_train):,} training and {len(digits.x_test):,} {digits.test_name} images"
+
+
 def describe_machine(device):
     return {"device": f"{device} {platform.machine()}", "threads": torch.get_num_threads()}
 
@@ -964,4 +1012,4 @@ def json_bytes(contents):
 
 
 if __name__ == "__main__":
-    run(main, memory_advice="give a smaller --batch-size or close other programs")
+    cli.run(main, memory_advice="give a smaller --batch-size or close other programs")

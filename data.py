@@ -1,39 +1,289 @@
-"""Reads digits: the idx files of MNIST and of sets in its format, or a table of digits."""
+"""Reads digits: finds the files, reads them, checks them. The formats themselves are in lib/.
+
+find_source    what lies at a path: idx files, tables, an .npz file
+load_digits    one split of it, as arrays
+read_digits    all of it, as tensors
+"""
 
 import contextlib
-import gzip
 import hashlib
 import math
+import os
 import socket
-import struct
 import sys
 import tempfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from lib.errors import InputError, explained
-from lib.files import reserved, write_files
-from lib.tables import read_table
+from lib import idx, npz
+from lib.errors import InputError
+from lib.files import describe_folder, files_below, reserved, write_files
+from lib.formats import CONVERSIONS, other_format
+from lib.tables import find_pairs, read_table
 
 MNIST = Path(__file__).resolve().parent / "mnist"  # the copy that is shipped
 IMAGE_SHAPE = (28, 28)
-FILES = {  # split: (images, labels), the names that LeCun gave them
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-}
-FILE_NAMES = FILES["train"] + FILES["test"]
-SUBFOLDERS = ("", "raw", "MNIST/raw")  # flat, or as torchvision lays them out
+PIXELS = math.prod(IMAGE_SHAPE)
+DIGITS = 10  # labels are 0 to 9
 MAX_IMAGES = 240_000  # in a file; EMNIST's digits, the largest set of this kind, have as many
-# An idx file begins with two zero bytes, the type of its numbers and its rank, a byte each. Then
-# come as many sizes as its rank says, of 4 bytes each, and then the numbers.
-UNSIGNED_BYTE = 8  # the type
-RANKS = {"labels": 1, "images": 3}
 LAST_TEST_IMAGES = 1000  # the homework asks for the codes of the last 1000
 DOWNLOAD_TIMEOUT = 30  # seconds without an answer; torchvision alone would wait for ever
+DEPTH = 3  # levels of folders below the one that is given
+MAX_FILES = 20_000  # that are looked at; a folder of one set has far fewer
+NPZ_NAMES = {  # as Keras ships MNIST: split: (images, labels)
+    "train": ("x_train", "y_train"),
+    "test": ("x_test", "y_test"),
+}
+LOOKED_FOR = (
+    "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
+    "t10k-labels-idx1-ubyte, for two tables (train and test in their names, .csv) or an .npz file"
+)
+TABLE_LINE = f"one image per line: its label and {PIXELS} pixels, with commas between them"
+
+
+# --- Sources: where digits come from ----------------------------------------------------------
+
+
+class IdxSource(NamedTuple):
+    """Four idx files."""
+
+    idx_set: idx.IdxSet
+    test_name: str = "test"
+
+    @property
+    def files(self):
+        return list(self.idx_set.files.values())
+
+    def load(self, split):
+        """The images and labels of a split, as `load_digits` gives them."""
+        images_path = self.idx_set.files[split, idx.IMAGES]
+        labels_path = self.idx_set.files[split, idx.LABELS]
+        labels = idx.read_idx(labels_path, idx.LABELS, IMAGE_SHAPE, MAX_IMAGES)
+        images = idx.read_idx(images_path, idx.IMAGES, IMAGE_SHAPE, MAX_IMAGES)
+        if len(images) != len(labels):
+            raise InputError(
+                f"{images_path}: {len(images)} images, but the labels' file has {len(labels)} "
+                "labels; the two files must belong together"
+            )
+        check_labels(labels_path, labels)
+        return images, labels
+
+
+class TableSource(NamedTuple):
+    """One table, of which a fifth is the test split."""
+
+    path: Path
+    test_name: str = "held-out"
+
+    @property
+    def files(self):
+        return [self.path]
+
+    def load(self, split):
+        """The images and labels of a split, as `load_digits` gives them.
+
+        A table may be sorted by its labels, and then the last images would be of one digit. So its
+        lines are put in a random order, always the same one.
+        """
+        pixels, labels = read_table(self.path, PIXELS, DIGITS)
+        order = np.random.default_rng(0).permutation(len(labels))
+        images = pixels[order].reshape(-1, *IMAGE_SHAPE)
+        labels = labels[order]
+        chosen = in_test_split(labels)
+        if split == "train":
+            chosen = ~chosen
+        if not chosen.any():
+            raise InputError(f"{self.path}: {len(labels)} lines are too few to hold out a fifth")
+        return images[chosen], labels[chosen]
+
+
+class TwoTablesSource(NamedTuple):
+    """A table of training images and one of test images."""
+
+    paths: dict  # {"train": path, "test": path}
+    test_name: str = "test"
+
+    def __str__(self):
+        return " and ".join(str(path) for path in self.paths.values())
+
+    @property
+    def files(self):
+        return list(self.paths.values())
+
+    def load(self, split):
+        """The images and labels of a split, in the order of the table's lines."""
+        pixels, labels = read_table(self.paths[split], PIXELS, DIGITS)
+        return pixels.reshape(-1, *IMAGE_SHAPE), labels
+
+
+class NpzSource(NamedTuple):
+    """An .npz file, as Keras ships MNIST."""
+
+    path: Path
+    test_name: str = "test"
+
+    def __str__(self):
+        return str(self.path)
+
+    @property
+    def files(self):
+        return [self.path]
+
+    def load(self, split):
+        """The images and labels of a split, as `load_digits` gives them."""
+        images_name, labels_name = NPZ_NAMES[split]
+        images = npz.read_npz_array(self.path, images_name, IMAGE_SHAPE, MAX_IMAGES, max_value=255)
+        labels = npz.read_npz_array(self.path, labels_name, (), MAX_IMAGES, max_value=DIGITS - 1)
+        if len(images) != len(labels):
+            raise InputError(
+                f"{self.path}: {len(images)} images in {images_name}, but {len(labels)} labels in "
+                f"{labels_name}"
+            )
+        return images.astype(np.uint8), labels.astype(np.int64)
+
+
+def check_labels(path, labels):
+    """Raise an InputError if a label is no digit."""
+    wrong = labels[(labels < 0) | (labels >= DIGITS)]
+    if len(wrong):
+        raise InputError(f"{path}: label {wrong.max()} found, but digits are 0 to 9")
+
+
+def in_test_split(labels):
+    """True for a fifth of the images of each digit, always the same ones: bool [N]."""
+    rng = np.random.default_rng(0)
+    chosen = np.zeros(len(labels), bool)
+    for digit in range(DIGITS):
+        places = rng.permutation(np.flatnonzero(labels == digit))
+        chosen[places[: round(len(places) / 5)]] = True
+    return chosen
+
+
+# --- Find -------------------------------------------------------------------------------------
+
+
+def find_source(path):
+    """The source of digits at a path: a folder, one of a set's idx files, a table, an .npz file.
+
+    Only the shipped copy's folder is filled by a download, if its files are missing.
+    Raises InputError: there is none, or there are several.
+    """
+    path = Path(path)
+    if path == MNIST and not _has_idx_files(path):
+        _download(path)
+    if path.is_dir():
+        return _find_in_folder(path)
+    if path.is_file():
+        return _source_of_file(path)
+    if path.exists():
+        raise InputError(f"{path}: is neither a folder nor a file")
+    raise InputError(f"{path}: no such file or folder")
+
+
+def _find_in_folder(folder):
+    """The one source of digits in a folder and up to three levels below it."""
+    files = files_below(folder, DEPTH, MAX_FILES)
+    sources = [
+        *idx.find_idx_sets(files),
+        *[TwoTablesSource(pair) for pair in find_pairs(files)],
+        *[NpzSource(path) for path in files if _is_keras_file(path)],
+    ]
+    if not sources:
+        raise InputError(f"{folder}: no digits; looked for {LOOKED_FOR}; {describe_folder(folder)}")
+    if len(sources) > 1:
+        names = ", ".join(sorted(str(source) for source in sources))
+        raise InputError(f"{folder}: several sets: {names}; name the folder or a file of one")
+    (source,) = sources
+    return _complete(source) if isinstance(source, idx.IdxSet) else source
+
+
+def _source_of_file(path):
+    """The source of digits that a file is, or belongs to."""
+    name = idx.parse_name(path)
+    if name:
+        prefix, _, _ = name
+        for idx_set in idx.find_idx_sets(sorted(path.parent.iterdir())):
+            if idx_set.prefix == prefix:
+                return _complete(idx_set)
+    if _is_keras_file(path):
+        return NpzSource(path)
+    what = other_format(path)
+    if what:
+        raise InputError(f"{path}: is {what}; {CONVERSIONS[what]}; a table has {TABLE_LINE}")
+    return TableSource(path)
+
+
+def _complete(idx_set):
+    """The source of a set of idx files; InputError if one of the four is missing."""
+    missing = idx_set.missing()
+    if missing:
+        names = " and no ".join(missing)
+        raise InputError(
+            f"{idx_set.folder}: no {names} (or .gz); put it beside those that are there"
+        )
+    return IdxSource(idx_set)
+
+
+def _has_idx_files(folder):
+    """Whether a folder, which may be missing, has idx files in it or below."""
+    if not folder.is_dir():
+        return False
+    return any(idx.parse_name(path) for path in files_below(folder, DEPTH, MAX_FILES))
+
+
+def _is_keras_file(path):
+    """Whether a file is an .npz file as Keras ships MNIST."""
+    return npz.is_npz_with(path, NPZ_NAMES["train"] + NPZ_NAMES["test"])
+
+
+def _download(folder):
+    """Have torchvision fetch and verify MNIST, and move it to `folder`/MNIST/raw."""
+    print(f"MNIST is not in {folder}; downloading it ...", flush=True)
+    raw = folder / "MNIST/raw"
+    problem = "torchvision cannot be imported"  # if the next line fails
+    try:
+        from torchvision import datasets  # only here: built for another PyTorch it cannot load
+
+        problem = "the download failed"  # if one of the next lines does
+        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+        with tempfile.TemporaryDirectory() as temporary:
+            with contextlib.redirect_stdout(sys.stderr or open(os.devnull, "w")):  # for its words
+                datasets.MNIST(temporary, download=True)
+            (idx_set,) = idx.find_idx_sets(Path(temporary, "MNIST/raw").iterdir())
+            contents = {raw / path.name: path.read_bytes() for path in idx_set.files.values()}
+    except Exception as error:  # ImportError, RuntimeError, URLError ..., depending on the release
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{folder}: no digits; looked for {LOOKED_FOR}; put them there ({problem}: {reason})"
+        ) from error
+    total_bytes = sum(len(content) for content in contents.values())
+    with reserved(contents, needed_bytes=total_bytes):
+        write_files(contents)
+
+
+# --- Read -------------------------------------------------------------------------------------
+
+
+def load_digits(path, split):
+    """A split, "train" or "test": images uint8 [N, 28, 28], 255 is ink, labels int64 [N], 0 to 9.
+
+    `path` is one of these:
+    - a folder with one set of idx files in it or up to three levels below: under LeCun's names or
+      others that are usual, compressed or not. EMNIST's images, which are stored transposed, are
+      turned upright.
+    - a folder with two tables, with `train` and `test` in their names.
+    - one of a set's idx files.
+    - an .npz file as Keras ships MNIST.
+    - a table with one image per line: the label, first or last, and 784 pixels, with commas between
+      them, with or without column names. A fifth of the images of each digit, drawn with a fixed
+      seed, is its test split.
+    Raises InputError: there is no set, or several; a file is missing, unreadable or not what its
+    name says.
+    """
+    return find_source(path).load(split)
 
 
 class Digits(NamedTuple):
@@ -58,10 +308,10 @@ class Digits(NamedTuple):
         return self.test_labels[-LAST_TEST_IMAGES:]
 
 
-def read_digits(path, device):
-    """Both splits of what `load_digits` reads."""
-    images, labels = load_digits(path, "train")
-    test_images, test_labels = load_digits(path, "test")
+def read_digits(source, device):
+    """Both splits of what `find_source` found."""
+    images, labels = source.load("train")
+    test_images, test_labels = source.load("test")
     x_test = as_input(test_images, device)
     return Digits(
         x_train=as_input(images, device),
@@ -70,7 +320,7 @@ def read_digits(path, device):
         test_labels=test_labels,
         x_shown=x_test[first_ten_of_each_digit(test_labels)],
         identity={"count": len(images), "md5": idx_md5(images)},
-        test_name="held-out" if Path(path).is_file() else "test",
+        test_name=source.test_name,
     )
 
 
@@ -94,158 +344,6 @@ def idx_md5(images):
     MNIST's is published.
     """
     digest = hashlib.md5(usedforsecurity=False)
-    digest.update(idx_magic("images") + struct.pack(">3I", *images.shape))
+    digest.update(idx.image_idx_header(images.shape))
     digest.update(images)
     return digest.hexdigest()
-
-
-def load_digits(path, split):
-    """A split, "train" or "test": images uint8 [N, 28, 28], 255 is ink, labels int64 [N], 0 to 9.
-
-    `path` is one of these:
-    - a folder of idx files, raw or gzip-compressed, flat or in torchvision's `MNIST/raw/`. If it
-      has none, torchvision downloads MNIST into it.
-    - a table with one image per line: the label, first or last, and 784 pixels, with commas between
-      them, with or without column names. A fifth of the images of each digit, drawn with a fixed
-      seed, is its test split.
-    Raises InputError: a file is missing, unreadable or not what its name says.
-    """
-    path = Path(path)
-    # With a suffix it is meant as a file; a folder that is not there is made by a download.
-    if path.suffix and not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    if path.is_file():
-        return _load_table(path, split)
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: is neither a folder nor a file")
-
-    images_path, labels_path = _find(path, split) or _download(path, split)
-    labels = _read_idx(labels_path, "labels").astype(np.int64)
-    images = _read_idx(images_path, "images")
-    if len(images) != len(labels):
-        raise InputError(
-            f"{images_path}: {len(images)} images, but the labels' file has {len(labels)} labels; "
-            "the two files must belong together"
-        )
-    if labels.max() > 9:
-        raise InputError(f"{labels_path}: label {labels.max()} found, but digits are 0 to 9")
-    return images, labels
-
-
-# --- Tables -----------------------------------------------------------------------------------
-
-
-def _load_table(path, split):
-    """A split of a table.
-
-    A table may be sorted by its labels, and then the last images would be of one digit. So its
-    lines are put in a random order, always the same one.
-    """
-    pixels, labels = read_table(path, pixels=math.prod(IMAGE_SHAPE))
-    order = np.random.default_rng(0).permutation(len(labels))
-    images = pixels[order].reshape(-1, *IMAGE_SHAPE)
-    labels = labels[order]
-    chosen = _in_test_split(labels)
-    if split == "train":
-        chosen = ~chosen
-    if not chosen.any():
-        raise InputError(f"{path}: {len(labels)} lines are too few to hold out a fifth")
-    return images[chosen], labels[chosen]
-
-
-def _in_test_split(labels):
-    """True for a fifth of the images of each digit, always the same ones: bool [N]."""
-    rng = np.random.default_rng(0)
-    chosen = np.zeros(len(labels), bool)
-    for digit in range(10):
-        places = rng.permutation(np.flatnonzero(labels == digit))
-        chosen[places[: round(len(places) / 5)]] = True
-    return chosen
-
-
-# --- idx files --------------------------------------------------------------------------------
-
-
-def _find(path, split):
-    """The images file and the labels file of a split, or None if the folder has no data at all."""
-    for subfolder in SUBFOLDERS:
-        folder = path / subfolder
-        found = {}
-        for name in FILE_NAMES:
-            for file in (folder / f"{name}.gz", folder / name):
-                if file.is_file():
-                    found[name] = file  # if both are there, the second, uncompressed one
-        if not found:
-            continue
-        missing = [name for name in FILES[split] if name not in found]
-        if missing:
-            names = " and no ".join(missing)
-            raise InputError(f"{folder}: no {names} (or .gz); put it beside those that are there")
-        images_name, labels_name = FILES[split]
-        return found[images_name], found[labels_name]
-    return None
-
-
-def idx_magic(kind):
-    """The first four bytes of an idx file: two zeros, the type of its numbers, its rank."""
-    return bytes([0, 0, UNSIGNED_BYTE, RANKS[kind]])
-
-
-def _read_idx(path, kind):
-    """Read an idx file of "images" or "labels": the magic bytes, the sizes, the numbers."""
-    open_file = gzip.open if path.suffix == ".gz" else open
-    read_errors = (OSError, EOFError, zlib.error)
-    in_one_line = explained(path, "cannot be read", "copy it again", read_errors)
-    with in_one_line, open_file(path, "rb") as file:
-        header = file.read(4 + 4 * RANKS[kind])
-        count, *sizes = _read_header(path, header, kind)
-        promised = count * math.prod(sizes)  # bytes
-        body = file.read(promised + 1)  # one more, to notice a file that is too long
-    if len(body) != promised:
-        problem = "truncated, fewer" if len(body) < promised else "too long, more"
-        raise InputError(f"{path}: {problem} than the {promised} bytes it promises; copy it again")
-    writable = bytearray(body)  # PyTorch warns of read-only arrays
-    return np.frombuffer(writable, np.uint8).reshape(count, *sizes)
-
-
-def _read_header(path, header, kind):
-    """The sizes that an idx file's header gives, the number of images or labels first."""
-    if len(header) < 4 + 4 * RANKS[kind]:
-        raise InputError(f"{path}: too short for an idx file of {kind}; copy it again")
-    magic = header[:4]
-    other = "labels" if kind == "images" else "images"
-    if magic == idx_magic(other):
-        raise InputError(f"{path}: does not hold {kind}; are two files swapped?")
-    if magic != idx_magic(kind):
-        raise InputError(f"{path}: not an idx file of {kind} (magic number {magic.hex()})")
-    count, *sizes = struct.unpack(f">{RANKS[kind]}I", header[4:])
-    if not 0 < count <= MAX_IMAGES:
-        raise InputError(f"{path}: promises {count} {kind}; 1 to {MAX_IMAGES} can be read")
-    if kind == "images" and tuple(sizes) != IMAGE_SHAPE:
-        raise InputError(f"{path}: images are {sizes[0]}x{sizes[1]}, but 28x28 is needed")
-    return count, *sizes
-
-
-def _download(path, split):
-    """Have torchvision fetch and verify MNIST, move it to `path/MNIST/raw`, and find the split."""
-    raw = Path("MNIST/raw")
-    problem = "torchvision cannot be imported"  # if the next line fails
-    try:
-        from torchvision import datasets  # only here: built for another PyTorch it cannot load
-
-        problem = "the download failed"  # if one of the next lines does
-        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-        with tempfile.TemporaryDirectory() as folder:
-            with contextlib.redirect_stdout(sys.stderr):  # stdout is the training log
-                datasets.MNIST(folder, download=True)
-            contents = {path / raw / n: (Path(folder) / raw / n).read_bytes() for n in FILE_NAMES}
-    except Exception as error:  # ImportError, RuntimeError, URLError ..., depending on the release
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(
-            f"{path}: none of {', '.join(FILE_NAMES)} (or .gz) found there or in {raw.as_posix()}; "
-            f"put them there, or use the copy in mnist/ ({problem}: {reason})"
-        ) from error
-    total_bytes = sum(len(content) for content in contents.values())
-    with reserved(contents, needed_bytes=total_bytes):
-        write_files(contents)
-    return _find(path, split)

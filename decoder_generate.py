@@ -9,6 +9,11 @@ sequence; --draws random gives independent ones. A plain auto-encoder has no pri
 sampled from a Gaussian that auto_encoder.py fitted to those of training images.
 """
 
+from lib import cli
+
+if __name__ == "__main__":
+    cli.prepare()  # before PyTorch is imported
+
 import io
 import os
 from functools import partial
@@ -19,7 +24,7 @@ import torch
 from PIL import Image
 
 from lib import plots
-from lib.cli import Parser, between, nonempty_path, run
+from lib.cli import Parser, between, nonempty_path
 from lib.errors import InputError
 from lib.files import read_lines, replace_images, reserved, write_files
 from models import SHIPPED, decode_images, load_checkpoint, sample_noise
@@ -27,6 +32,7 @@ from models import SHIPPED, decode_images, load_checkpoint, sample_noise
 PROJECT = Path(__file__).resolve().parent
 OUT = PROJECT / "imgs_generated"
 SHEET = PROJECT / "figures/generated.png"
+MAX_COUNT = 10_000  # images
 
 
 def main():
@@ -43,6 +49,7 @@ def main():
 
     # The sheet of all images is drawn only with those of the default folder.
     with_sheet = os.path.realpath(args.out) == os.path.realpath(OUT)
+    check_replaceable(args, len(pngs), with_sheet)
     first_image = args.out / "00.png"  # to lock it keeps a second run out of the folder
     reserved_files = [first_image, SHEET] if with_sheet else [first_image]
     needed_bytes = 2 * sum(len(png) for png in pngs)  # new images stand beside older ones
@@ -64,7 +71,7 @@ def parse_arguments():
     add("--out", type=nonempty_path, metavar="DIR", default=OUT,
         help="folder for 00.png, 01.png, ...; older images of such names in it are replaced "
         "(default imgs_generated, with the first 50 on one sheet in figures/generated.png)")
-    add("--count", type=between(int, 1, 10_000), metavar="N", default=20,
+    add("--count", type=between(int, 1, MAX_COUNT), metavar="N", default=20,
         help="how many images (default 20)")
     add("--seed", type=between(int, 0, 2**31 - 1), metavar="N", default=0,
         help="the same seed gives the same images (default 0)")
@@ -74,6 +81,32 @@ def parse_arguments():
         help="decode these codes instead of samples: one per line, numbers with commas or spaces")
     return parser.parse_args()
 # fmt: on
+
+
+def check_replaceable(args, count, with_sheet):
+    """Raise an InputError if an image would replace an input or what no earlier run made."""
+    outputs = [args.out / f"{number:02d}.png" for number in range(count)]
+    inputs = {os.path.realpath(path) for path in (args.checkpoint, args.codes) if path}
+    for path in [*outputs, *([SHEET] if with_sheet else [])]:
+        if os.path.realpath(path) in inputs:
+            raise InputError(f"{path}: is also an input; name another folder with --out")
+        if path.is_symlink():
+            raise InputError(f"{path}: is a link; remove it or name another folder with --out")
+        if path.is_file():
+            is_ours = plots.is_picture_file(path) if path == SHEET else is_digit_image(path)
+            if not is_ours:
+                raise InputError(
+                    f"{path}: was made by something else; move it or name another folder with --out"
+                )
+
+
+def is_digit_image(path):
+    """Whether a file is a grey PNG of 28 x 28 pixels."""
+    try:
+        with Image.open(path) as image:
+            return (image.format, image.mode, image.size) == ("PNG", "L", (28, 28))
+    except (OSError, ValueError):
+        return False
 
 
 def read_codes(path, latent_dim):
@@ -94,6 +127,8 @@ def read_codes(path, latent_dim):
         if len(code) != latent_dim or not code.isfinite().all():
             raise InputError(needed)
         codes.append(code)
+        if len(codes) > MAX_COUNT:
+            raise InputError(f"--codes {path}: has more than {MAX_COUNT:,} codes; split it")
     if not codes:
         raise InputError(f"--codes {path}: holds no codes")
     return torch.stack(codes)
@@ -108,4 +143,4 @@ def png_bytes(image):
 
 
 if __name__ == "__main__":
-    run(main, memory_advice="give a smaller --count or close other programs")
+    cli.run(main, memory_advice="give a smaller --count or close other programs")

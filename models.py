@@ -31,7 +31,7 @@ from lib.latent_grid import log_standard_normal
 
 PIXELS = 28 * 28
 SHIPPED = Path(__file__).resolve().parent / "checkpoints/vae.safetensors"
-CHECKPOINT_FORMAT = "mnist-auto-encoder-6"
+CHECKPOINT_FORMAT = "mnist-auto-encoder-6"  # earlier ones begin so, too
 RETRAIN = "auto_encoder.py makes a new one"
 
 # Widths of the hidden layers, in the order in which they are computed; chosen on the last 5,000
@@ -191,6 +191,7 @@ class AutoEncoder(nn.Module):
 
     def __init__(self, latent_dim=2, encoder_widths=ENCODER_WIDTHS, decoder_widths=DECODER_WIDTHS):
         super().__init__()
+        check_sizes(latent_dim, *encoder_widths, *decoder_widths)
         self.config = {  # what the constructor needs to build the same architecture
             "latent_dim": latent_dim,
             "encoder_widths": list(encoder_widths),
@@ -305,6 +306,7 @@ class GridVAE(VAE):
         readout_width=64,  # R, what the Gaussian in a region is computed from
         grid_side=81,  # nodes per side; benchmarks/ablation.py compares it with 54
     ):
+        check_sizes(regions_per_side, readout_width, grid_side)
         if grid_side % regions_per_side:
             raise ValueError(
                 f"grid_side {grid_side} is not a multiple of regions_per_side {regions_per_side}"
@@ -347,6 +349,13 @@ class GridVAE(VAE):
         return latent_grid.log_marginal_likelihood(self.decoder, x, side)
 
 
+def check_sizes(*sizes):
+    """Raise a ValueError if a size is not at least 1."""
+    for size in sizes:
+        if size < 1:
+            raise ValueError(f"a size of {size}")
+
+
 def make_model(kind, latent_dim):
     """A new model of `kind`, "vae" or "ae". The one place that chooses the two-latent algorithm."""
     if kind == "ae":
@@ -383,8 +392,11 @@ def standard_normal_like(tensor, generator=None):
 def decode_images(decoder, codes):
     """The images, [N, 784] in [0, 1], of codes [N, latent_dim]; both are float32 NumPy arrays."""
     device = next(decoder.parameters()).device
-    logits = decoder(torch.from_numpy(codes).to(device))
-    return logits.sigmoid().cpu().numpy()
+    images = []
+    for part in torch.from_numpy(codes).split(EVAL_BATCH):
+        logits = decoder(part.to(device))
+        images.append(logits.sigmoid().cpu())
+    return torch.cat(images).numpy()
 
 
 def sample_noise(count, latent_dim, seed, draws):

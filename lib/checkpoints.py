@@ -1,5 +1,6 @@
 """Tensors and JSON in one file: safetensors, as it can run no code, with a checksum added."""
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -36,8 +37,9 @@ def read_file(path, file_format, remedy):
         raise InputError(f"{path}: no such file; {remedy}")
     if path.stat().st_size > MAX_FILE_BYTES:
         raise InputError(f"{path}: is too large for a checkpoint; name another")
-    with explained(path, "not a checkpoint, or damaged", remedy):
+    with explained(path, "cannot be read", "allow reading or name another", OSError):
         data = path.read_bytes()  # mapped into memory it could not be replaced on Windows
+    with explained(path, "not a checkpoint, or damaged", remedy):
         if data.startswith(PICKLE_STARTS):
             raise InputError(f"{path}: is a PyTorch file of an older version; train anew")
         tensors = _tensors(data)
@@ -51,6 +53,16 @@ def read_file(path, file_format, remedy):
             if tensor.dtype != torch.float32 or not tensor.isfinite().all():
                 raise ValueError("numbers that no model has")
     return tensors, contents
+
+
+def format_of(path):
+    """The format of a file, as `file_bytes` was given it; None if it is no such file."""
+    with contextlib.suppress(Exception), open(path, "rb") as file:
+        length = _header_length(file.read(8))
+        if length <= MAX_JSON_BYTES:
+            header = json.loads(file.read(length))
+            return json.loads(header["__metadata__"]["json"])["format"]
+    return None
 
 
 def nested(tensors):

@@ -3,10 +3,11 @@
 import argparse
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 
-from lib.errors import InputError
+from lib.errors import InputError, is_out_of_memory
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,6 +21,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise InputError(message)
+
+    def parse_args(self, args=None, namespace=None):
+        """As ArgumentParser's, which takes the value of `--flag=--` for an empty list."""
+        parsed = super().parse_args(args, namespace)
+        for action in self._actions:
+            if getattr(parsed, action.dest, None) == []:
+                self.error(f"argument {'/'.join(action.option_strings)}: expected one argument")
+        return parsed
 
 
 def between(kind, minimum, maximum):
@@ -43,15 +52,30 @@ def nonempty_path(text):
     return Path(text)
 
 
+def prepare():
+    """What a script does first, before it imports PyTorch, which takes seconds.
+
+    Until `run`, Ctrl-C ends it with one line and exit status 130. Standard streams that are closed
+    are opened on the null device, so that no other file gets their numbers.
+    """
+    _open_closed_streams()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _exit_at_once)
+
+
 def run(main, memory_advice="close other programs"):
     """Run a script's `main()`; one line and exit 2 if the input is bad, exit 130 on Ctrl-C.
 
     `memory_advice` says what to do if memory runs out.
     """
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # None if closed; a notebook has its own
+        with contextlib.suppress(AttributeError):  # a notebook has its own
             stream.reconfigure(errors="backslashreplace")  # the terminal may not know a letter
+    is_prepared = signal.getsignal(signal.SIGINT) is _exit_at_once
     try:
+        if is_prepared:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             return main()
         finally:
@@ -62,22 +86,41 @@ def run(main, memory_advice="close other programs"):
     except OSError as error:  # such as a name that is too long, or a folder that may not be read
         status = 2
         message = f"{error.filename or 'standard output'}: {error.strerror or error}"
-        _discard_standard_output()
-    except (MemoryError, RuntimeError) as error:  # PyTorch raises a RuntimeError
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        _discard(sys.stdout)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         status = 2
         message = f"not enough memory; {memory_advice}"
     except KeyboardInterrupt as interrupt:
         status = 130
         message = f"interrupted{interrupt}"
-    if sys.stderr:
-        one_line = message.replace("\n", "\\n")  # a file's name may hold a line break
-        print(f"{Path(sys.argv[0]).name}: {one_line}", file=sys.stderr)
+    if is_prepared:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends anyway
+    one_line = message.replace("\n", "\\n")  # a file's name may hold a line break
+    try:
+        print(f"{Path(sys.argv[0]).name}: {one_line}", file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
     sys.exit(status)
 
 
-def _discard_standard_output():
-    """Let Python's last flush succeed although standard output is broken."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _exit_at_once(*_):
+    """A signal handler: nothing has been done yet that must be put in order."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{Path(sys.argv[0]).name}: interrupted\n".encode())
+    os._exit(130)
+
+
+def _open_closed_streams():
+    """Open standard streams that are closed on the null device."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            null_device = open(os.devnull, mode)  # noqa: SIM115  it stays open
+            setattr(sys, name, null_device)
+
+
+def _discard(stream):
+    """Let Python's last flush of a broken stream succeed; otherwise the exit status becomes 120."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -23,8 +24,11 @@ def write_files(contents):
     try:
         for path, data in contents.items():
             with _writing(path):
-                temporaries[path] = _hidden_neighbour(path, ".tmp")
-                temporaries[path].write_bytes(data)
+                temporary = _hidden_neighbour(path, ".tmp")
+                temporary.unlink(missing_ok=True)  # if it is a link, its target stays as it is
+                temporaries[path] = temporary
+                with open(temporary, "xb") as file:
+                    file.write(data)
         for path, temporary in temporaries.items():
             with _writing(path):
                 os.replace(temporary, _writable_target(path))
@@ -38,24 +42,58 @@ def reserved(paths, needed_bytes):
     """Keep these output files for this run, and make their folders.
 
     Raises InputError: one cannot be written, another run is writing it, or its disk has less than
-    `needed_bytes` free: better known before the work than after.
+    `needed_bytes` free: better known before the work than after. Folders that were made are removed
+    in the end if they are still empty.
     """
     with contextlib.ExitStack() as stack:
         for path in paths:
             with _writing(path):
+                for folder in _missing_folders(path):
+                    stack.callback(_remove_if_empty, folder)
+                temporary = _hidden_neighbour(path, ".tmp")
+                if temporary.is_dir():
+                    raise InputError(f"{temporary}: is in the way; remove it")
                 lock_path = _hidden_neighbour(path, ".lock")
-                try:
-                    stack.enter_context(FileLock(lock_path, timeout=0))
-                except Timeout:
-                    raise InputError(
-                        f"{path}: another run is writing it; wait for its end, or name another"
-                    ) from None
-                stack.callback(remove_if_there, lock_path)
+                _lock(stack, path, lock_path)
                 free_bytes = shutil.disk_usage(lock_path.parent).free
                 if free_bytes < needed_bytes:
                     megabytes = needed_bytes / 1e6
                     raise InputError(f"{path}: {megabytes:.0f} MB are needed; free some room")
         yield
+
+
+def _lock(stack, path, lock_path):
+    """Hold the lock of an output file until the stack is left."""
+    if lock_path.is_symlink() or (lock_path.exists() and not lock_path.is_file()):
+        raise InputError(f"{lock_path}: is in the way; remove it")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # newer releases of filelock warn that they cannot lock
+            stack.enter_context(FileLock(lock_path, timeout=0))
+    except Timeout:
+        another = "another run is writing it; wait for its end, or name another"
+        raise InputError(f"{path}: {another}") from None
+    except (NotImplementedError, Warning):
+        remove_if_there(lock_path)
+        raise InputError(
+            f"{path}: its disk cannot lock files (flock); name a file on another one"
+        ) from None
+    stack.callback(remove_if_there, lock_path)
+
+
+def _missing_folders(path):
+    """The folders around a file that are not there yet, the outermost first."""
+    folders = []
+    folder = Path(os.path.realpath(path)).parent
+    while not folder.exists():
+        folders.append(folder)
+        folder = folder.parent
+    return folders[::-1]
+
+
+def _remove_if_empty(folder):
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def replace_images(folder, images):
@@ -88,6 +126,44 @@ def read_lines(path):
             if number == 1:
                 line = line.removeprefix("\xef\xbb\xbf")  # the mark of a UTF-8 file
             yield line
+
+
+def files_below(folder, depth, max_files):
+    """The files in a folder and some levels of folders below it, sorted level by level.
+
+    Raises InputError: the folder cannot be read, or there are more than `max_files`.
+    """
+    files = []
+    level = [folder]
+    visited = set()  # a link may lead back
+    for _ in range(depth + 1):
+        next_level = []
+        for place in level:
+            if place.resolve() in visited:
+                continue
+            visited.add(place.resolve())
+            try:
+                entries = sorted(place.iterdir())
+            except OSError as error:
+                if place == folder:
+                    raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
+                continue  # not the user's, so it is not what the user means
+            files += [entry for entry in entries if entry.is_file()]
+            next_level += [entry for entry in entries if entry.is_dir()]
+            if len(files) + len(next_level) > max_files:
+                raise InputError(f"{folder}: has too many files; name a folder below it")
+        level = next_level
+    return files
+
+
+def describe_folder(folder, shown=5):
+    """Words that say what a folder holds."""
+    entries = sorted(folder.iterdir())
+    if not entries:
+        return "it is empty"
+    names = [entry.name + ("/" if entry.is_dir() else "") for entry in entries[:shown]]
+    more = f" and {len(entries) - shown} more" if len(entries) > shown else ""
+    return f"it holds {', '.join(names)}{more}"
 
 
 def remove_if_there(path):

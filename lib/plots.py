@@ -303,6 +303,13 @@ def new_figure(width, height, **options):
     return Figure((width, height), **options)
 
 
+def is_picture_file(path):
+    """Whether a file is a PNG that Matplotlib drew, as far as its first bytes say."""
+    with open(path, "rb") as file:
+        start = file.read(1000)
+    return start.startswith(b"\x89PNG") and b"Matplotlib" in start
+
+
 def png_bytes(figure):
     """The figure as a PNG file."""
     buffer = io.BytesIO()

@@ -59,6 +59,8 @@ def fit_prototypes(features, nodes):
 
 def _nodes_by_principal_components(features, nodes):
     """Where features [N, F] begin: the node nearest to the quantiles of their two components."""
+    if len(features) == 1:  # it has no components; every place is as good as another
+        return torch.zeros(1, dtype=torch.long, device=features.device)
     components = project_on_principal_axes(features)
     quantiles = torch.special.ndtr(components / components.std(0))
     return torch.cdist(quantiles, nodes).argmin(1)

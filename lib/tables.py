@@ -15,11 +15,13 @@ def read_table(path, pixels, classes=10):
     """The pixels uint8 [N, pixels] and the labels int64 [N] of a table, in the order of its lines.
 
     A line has the label, first or last, and the pixels, 0 to 255. The first line may have column
-    names. Without a name the label's column is told by its values.
-    Raises InputError: a line is something else, or both columns may be the label.
+    names. Without a name the label's column is told by its values, if only one can be it.
+    Raises InputError: a line is something else, or which column is the label cannot be told.
     """
     names, table, line_numbers = _read_rows(path, columns=1 + pixels)
-    column = _label_column(path, table, names, classes)
+    column = _named_column(path, names)
+    if column is None:
+        column = _column_of_labels(path, table, line_numbers, classes)
     labels = table[:, column].astype(np.int64)
     if labels.max() >= classes:
         line = line_numbers[labels.argmax()]
@@ -27,6 +29,31 @@ def read_table(path, pixels, classes=10):
             f"{path}, line {line}: label {labels.max()}, but labels are 0 to {classes - 1}"
         )
     return np.delete(table, column, axis=1), labels
+
+
+def find_pairs(files):
+    """Tables that stand in one folder, one with train and one with test in its name.
+
+    [{"train": path, "test": path}].
+    Raises InputError: in one folder there are several of a split.
+    """
+    folders = {}  # {folder: {split: [path]}}
+    for path in files:
+        name = path.name.lower()
+        splits = [split for split in ("train", "test") if split in name]
+        if path.suffix.lower() == ".csv" and len(splits) == 1:
+            tables = folders.setdefault(path.parent, {"train": [], "test": []})
+            tables[splits[0]].append(path)
+    pairs = []
+    for folder, tables in folders.items():
+        if not tables["train"] or not tables["test"]:
+            continue
+        both = tables["train"] + tables["test"]
+        if len(both) > 2:
+            names = ", ".join(path.name for path in both)
+            raise InputError(f"{folder}: several tables: {names}; leave two of them there")
+        pairs.append({"train": tables["train"][0], "test": tables["test"][0]})
+    return pairs
 
 
 def _read_rows(path, columns):
@@ -72,38 +99,49 @@ def _column_names(line, columns):
     return names if all_differ else []
 
 
-def _label_column(path, table, names, classes):
-    """The number of the label's column, the first or the last.
+def _named_column(path, names):
+    """The column, the first or the last, that is named as the label; None if none is."""
+    named = [column for column, name in enumerate(names) if name in LABEL_NAMES]
+    if not named:
+        return None
+    if len(named) > 1:
+        columns = " and ".join(str(column + 1) for column in named)
+        raise InputError(f"{path}: columns {columns} are named as the label; name one of them so")
+    (column,) = named
+    if column not in (0, len(names) - 1):
+        raise InputError(f"{path}: column {column + 1} is named as the label; put it first")
+    return column
 
-    It is the one that is named so; else the one with more different labels; else the one with
-    fewer values that are no labels.
+
+def _column_of_labels(path, table, line_numbers, classes):
+    """The column, the first or the last, whose values can be labels if those of the other cannot.
+
+    A column with a value that is no label is none, nor is a column of zeros if the other varies.
     """
     first = 0
     last = table.shape[1] - 1
-    named = [column for column, name in enumerate(names) if name in LABEL_NAMES]
-    if named and first not in named and last not in named:
-        raise InputError(f"{path}: column {named[0] + 1} is named as the label; put it first")
-    if (first in named) != (last in named):
-        return first if first in named else last
-
-    labels_in_first = _distinct_labels(table[:, first], classes)
-    labels_in_last = _distinct_labels(table[:, last], classes)
-    if labels_in_first != labels_in_last:
-        return first if labels_in_first > labels_in_last else last
-
-    others_in_first = np.count_nonzero(table[:, first] >= classes)
-    others_in_last = np.count_nonzero(table[:, last] >= classes)
-    if others_in_first != others_in_last:
-        return first if others_in_first < others_in_last else last
-
-    if (table[:, first] == table[:, last]).all():
-        return first
+    possible = []
+    problems = []
+    lines = []
+    for name, column, other in (("first", first, last), ("last", last, first)):
+        values = table[:, column]
+        if values.max() >= classes:
+            line = line_numbers[(values >= classes).argmax()]
+            lines.append(line)
+            problems.append(f"{values[values >= classes][0]} in the {name} column")
+        elif values.max() == 0 and len(np.unique(table[:, other])) > 1:
+            problems.append(f"only zeros in the {name} column")
+        else:
+            possible.append(column)
+    if len(possible) == 1:
+        return possible[0]
+    if not possible:
+        place = f"{path}, line {lines[0]}" if lines else path
+        raise InputError(
+            f"{place}: {' and '.join(problems)}, so neither can be the labels, "
+            f"0 to {classes - 1}; put them first or last"
+        )
     raise InputError(
         f"{path}: either the first column or the last may be the label; "
         "add a first line of column names, one of them label"
     )
-
-
-def _distinct_labels(values, classes):
-    """How many different labels, 0 to classes - 1, are among these values."""
-    return len(np.unique(values[values < classes]))

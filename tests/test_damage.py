@@ -16,12 +16,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import assert_one_line, call, contents, idx_bytes, table_of, write_idx_folder
+from conftest import FILES, assert_one_line, call, contents, idx_bytes, table_of, write_idx_folder
 from hypothesis import given
 from hypothesis import strategies as st
 
 import auto_encoder
-import data
 import decoder_generate
 import models
 from data import load_digits
@@ -73,7 +72,7 @@ def one_line():
 
 
 FEW = np.random.default_rng(0).integers(0, 256, (6, 28, 28)), np.arange(6) % 3
-ORIGINALS = {name: idx_bytes(array) for name, array in zip(data.FILES["train"], FEW, strict=True)}
+ORIGINALS = {name: idx_bytes(array) for name, array in zip(FILES["train"], FEW, strict=True)}
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +111,7 @@ def test_damaged_tables(work, table, changes):
     path.write_bytes(damaged(table, changes))
     with one_line():
         loaded = Counter()
-        for images, labels in (load_digits(path, split) for split in data.FILES):
+        for images, labels in (load_digits(path, split) for split in FILES):
             rows = np.column_stack([labels, images.reshape(-1, 784)])
             loaded.update(map(tuple, rows.tolist()))
         text = path.read_text(encoding="utf-8-sig", errors="replace")

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import http.server
+import re
 import shutil
 import struct
 import sys
@@ -12,7 +13,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conftest import MNIST, idx_bytes, part_of_mnist, table_of, write_lines
+from conftest import FILES, MNIST, idx_bytes, part_of_mnist, table_of, write_lines
 
 import data
 from data import load_digits
@@ -24,7 +25,7 @@ MD5 = {  # of the uncompressed files, as published with the data set's usual rea
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
-IMAGES, LABELS = data.FILES["train"]
+IMAGES, LABELS = FILES["train"]
 READER = "lambda path: data.load_digits(path, 'train')"
 
 
@@ -35,7 +36,7 @@ def folder(tmp_path, mnist):
 
 
 def test_shipped_mnist_has_the_published_checksums():
-    for split, names in data.FILES.items():
+    for split, names in FILES.items():
         images, labels = load_digits(MNIST, split)
         assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
         sums = [hashlib.md5(idx_bytes(array)).hexdigest() for array in (images, labels)]
@@ -47,22 +48,329 @@ def test_same_digits_as_torchvision(tmp_path):
     (raw := tmp_path / "MNIST/raw").mkdir(parents=True)
     for name in MD5:
         (raw / name).write_bytes(gzip.decompress((MNIST / f"{name}.gz").read_bytes()))
-    for split in data.FILES:
+    for split in FILES:
         theirs = datasets.MNIST(tmp_path, train=split == "train")
         known = theirs.data.numpy(), theirs.targets.numpy()
         assert all(map(np.array_equal, load_digits(tmp_path, split), known))
 
 
-@pytest.mark.parametrize("layout", ["", "raw", "MNIST/raw"])
-@pytest.mark.parametrize("compressed", [False, True])
-def test_layouts(folder, mnist, tmp_path, layout, compressed):
-    target = tmp_path / "elsewhere" / layout
-    shutil.copytree(folder, target)
-    for file in list(target.iterdir()) * compressed:
-        file.with_name(file.name + ".gz").write_bytes(gzip.compress(file.read_bytes()))
-        file.unlink()
-    known = mnist.test_images[-20:], mnist.test_labels[-20:]
-    assert all(map(np.array_equal, load_digits(tmp_path / "elsewhere", "test"), known))
+# --- How digits are distributed ---------------------------------------------------------------
+
+
+def rename(folder, names, compress=False):
+    """Put the four files of a folder under other names, {canonical name: path in the folder}."""
+    for name, new in names.items():
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        path = folder / new
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(content) if compress else content)
+
+
+def dotted(name):
+    return name.replace("-idx", ".idx")
+
+
+def emnist(name):
+    return "emnist-digits-" + name.replace("t10k", "test")
+
+
+def transpose_images(folder):
+    """As EMNIST stores them."""
+    for split in FILES:
+        path = folder / FILES[split][0]
+        array = np.frombuffer(path.read_bytes(), np.uint8, offset=16).reshape(-1, 28, 28)
+        path.write_bytes(idx_bytes(array.transpose(0, 2, 1)))
+
+
+def qmnist(name):
+    return f"qmnist-{name}.gz".replace("t10k", "test").replace("idx1-ubyte", "idx2-int")
+
+
+def qmnist_labels(folder):
+    """32-bit numbers in eight columns, of which the first is the label."""
+    for split in FILES:
+        path = folder / FILES[split][1]
+        labels = np.frombuffer(path.read_bytes(), np.uint8, offset=8)
+        columns = np.arange(8) + np.zeros((len(labels), 8), ">i4")
+        columns[:, 0] = labels
+        path.write_bytes(
+            struct.pack(">3I", 0x0C02, *columns.shape) + columns.astype(">i4").tobytes()
+        )
+
+
+def renamed(new_name, compress=False, change=None):
+    """A way to distribute the files: under names that `new_name` makes from LeCun's."""
+
+    def distribute(folder):
+        if change:
+            change(folder)
+        rename(folder, {name: new_name(name) for name in MD5}, compress)
+        return folder
+
+    return distribute
+
+
+def as_tables(names, header=True):
+    def distribute(folder):
+        for split, name in zip(FILES, names, strict=True):
+            images, labels = load_digits(folder, split)
+            first = [",".join(["label", *(f"{1 + n // 28}x{1 + n % 28}" for n in range(784))])]
+            lines = table_of(images, labels)
+            yield folder / name, first * header + lines
+
+    def write(folder):
+        for path, lines in list(distribute(folder)):
+            write_lines(path, lines)
+        for name in MD5:
+            (folder / name).unlink()
+        return folder
+
+    return write
+
+
+def as_npz(folder):
+    (x_train, y_train), (x_test, y_test) = (load_digits(folder, split) for split in FILES)
+    for name in MD5:
+        (folder / name).unlink()
+    labels = {"y_train": y_train.astype(np.uint8), "y_test": y_test.astype(np.uint8)}
+    np.savez_compressed(folder / "mnist.npz", x_train=x_train, x_test=x_test, **labels)
+    return folder / "mnist.npz"
+
+
+def both_kaggle_forms(folder):
+    for name in MD5:
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        (folder / dotted(name)).write_bytes(content)
+        (folder / name).mkdir()
+        (folder / name / name).write_bytes(content)
+    return folder
+
+
+DISTRIBUTIONS = {
+    "LeCun": renamed(lambda name: f"{name}.gz", compress=True),
+    "LeCun, unpacked": renamed(lambda name: name),
+    "LeCun, unpacked by a browser that kept .gz": renamed(lambda name: f"{name}.gz"),
+    "LeCun, compressed without .gz": renamed(lambda name: name, compress=True),
+    "torchvision": renamed(lambda name: f"MNIST/raw/{name}"),
+    "7-Zip, dots": renamed(dotted),
+    "Kaggle, a folder of each name": renamed(lambda name: f"{dotted(name)}/{dotted(name)}"),
+    "Kaggle, both": both_kaggle_forms,
+    "Kaggle, two tables": as_tables(["mnist_train.csv", "mnist_test.csv"]),
+    "two tables without names": as_tables(["Train.CSV", "TEST.csv"], header=False),
+    "Keras": as_npz,
+    "Keras, the folder": lambda folder: as_npz(folder).parent,
+    "Fashion-MNIST": renamed(lambda name: f"FashionMNIST/raw/{name}.gz", compress=True),
+    "KMNIST": renamed(lambda name: f"KMNIST/raw/{name}"),
+    "EMNIST digits": renamed(lambda n: f"gzip/{emnist(n)}.gz", True, transpose_images),
+    "EMNIST digits, torchvision": renamed(
+        lambda n: f"EMNIST/raw/{emnist(n)}", False, transpose_images
+    ),
+    "QMNIST": renamed(qmnist, True, qmnist_labels),
+    "upper case": renamed(str.upper),
+    "train/ and test/": renamed(lambda name: f"{'train' if 'train' in name else 'test'}/{name}"),
+    "three levels below": renamed(lambda name: f"a/b/c/{name}"),
+}
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_distributions(folder, mnist, name):
+    path = DISTRIBUTIONS[name](folder)
+    known = {
+        "train": (mnist.train_images[:30], mnist.train_labels[:30]),
+        "test": (mnist.test_images[-20:], mnist.test_labels[-20:]),
+    }
+    for split, (images, labels) in known.items():
+        loaded_images, loaded_labels = load_digits(path, split)
+        assert np.array_equal(loaded_images, images)
+        assert np.array_equal(loaded_labels, labels)
+        assert (loaded_images.dtype, loaded_labels.dtype) == (np.uint8, np.int64)
+    assert data.find_source(path).test_name == "test"
+
+
+def test_readme_names_the_distributions():
+    text = (MNIST.parent / "README.md").read_text(encoding="utf-8")
+    for name in ("LeCun", "torchvision", "Kaggle", "Keras", "OpenML", "Fashion-MNIST", "KMNIST",
+                 "EMNIST", "QMNIST"):  # fmt: skip
+        assert name in text
+
+
+def test_openmls_table(tmp_path, mnist):
+    """Its label is last, and named class."""
+    names = ",".join([*(f"pixel{n}" for n in range(1, 785)), "class"])
+    lines = table_of(mnist.train_images[:50], mnist.train_labels[:50], "last")
+    path = write_lines(tmp_path / "mnist_784.csv", [names, *lines])
+    both = [load_digits(path, split) for split in FILES]
+    found = {(image.tobytes(), label) for pair in both for image, label in zip(*pair, strict=True)}
+    known = zip(mnist.train_images[:50], mnist.train_labels[:50], strict=True)
+    assert found == {(image.tobytes(), label) for image, label in known}
+
+
+def test_a_file_of_a_set_stands_for_it(folder, tmp_path, mnist):
+    """So that one of several sets in a folder can be named."""
+    target = tmp_path / "several"
+    for prefix in ("", "other-"):
+        shutil.copytree(folder, tmp_path / f"copy{prefix}")
+        rename(tmp_path / f"copy{prefix}", {name: f"{prefix}{name}" for name in MD5})
+        shutil.copytree(tmp_path / f"copy{prefix}", target, dirs_exist_ok=True)
+    with pytest.raises(InputError, match=r"several sets: .*several/\*, .*several/other-\*"):
+        load_digits(target, "train")
+    for name in ("other-t10k-labels-idx1-ubyte", "train-images-idx3-ubyte"):
+        assert np.array_equal(load_digits(target / name, "test")[1], mnist.test_labels[-20:])
+
+
+# --- A clear no -------------------------------------------------------------------------------
+
+
+def test_several_sets(folder, tmp_path, mnist):
+    """A parent of two, a set and a table, EMNIST's splits: a line that lists them."""
+    parent = tmp_path / "parent"
+    shutil.copytree(folder, parent / "MNIST/raw")
+    shutil.copytree(folder, parent / "FashionMNIST/raw")
+    with pytest.raises(InputError, match=r"several sets: .*FashionMNIST/raw/\*, .*MNIST/raw/\*"):
+        load_digits(parent, "train")
+    shutil.rmtree(parent / "FashionMNIST")
+    assert len(load_digits(parent, "train")[0]) == 30
+    for name in ("my_train.csv", "my_test.csv"):
+        (parent / name).write_text("0\n")
+    with pytest.raises(InputError, match=r"several sets: .*my_train\.csv and .*my_test\.csv"):
+        load_digits(parent, "train")
+    (parent / "old_train.csv").write_text("0\n")
+    with pytest.raises(InputError, match=r"several tables: my_train\.csv, old_train\.csv, my_test"):
+        load_digits(parent, "train")
+    emnist_folder = tmp_path / "emnist"
+    for split in ("digits", "letters"):
+        renamed_folder = shutil.copytree(folder, tmp_path / f"of {split}")
+        rename(renamed_folder, {name: f"emnist-{split}-{name}" for name in MD5})
+        shutil.copytree(renamed_folder, emnist_folder, dirs_exist_ok=True)
+    with pytest.raises(
+        InputError, match=r"several sets: .*/emnist-digits-\*, .*/emnist-letters-\*"
+    ):
+        load_digits(emnist_folder, "train")
+
+
+def test_two_files_that_claim_to_be_the_same(folder):
+    content = bytearray((folder / IMAGES).read_bytes())
+    (folder / dotted(IMAGES)).write_bytes(content)
+    assert len(load_digits(folder, "train")[0]) == 30
+    content[-1] ^= 1
+    (folder / dotted(IMAGES)).write_bytes(content)
+    with pytest.raises(InputError, match="is not the same; keep one of the two"):
+        load_digits(folder, "train")
+
+
+@pytest.mark.parametrize("name", sorted(MD5))
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    for split in FILES:
+        with pytest.raises(InputError, match=f"no {name} "):
+            load_digits(folder, split)
+
+
+NO_DIGITS = {
+    "empty": ({}, "it is empty"),
+    "others": ({"a.txt": b"", "b/c.txt": b""}, "it holds a.txt, b/"),
+    "many": ({f"{n}.txt": b"" for n in range(9)}, "0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 4 more"),
+    "too deep": ({f"a/b/c/d/{name}": b"" for name in MD5}, "it holds a/"),
+    "one table": ({"digits.csv": b"0"}, "it holds digits.csv"),
+    "another prefix": ({f"x{name}": b"" for name in MD5}, f"x{IMAGES}"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_DIGITS)
+def test_a_folder_without_digits(tmp_path, kind):
+    """It says what is looked for, and what lies there; nothing is downloaded into it."""
+    files, part = NO_DIGITS[kind]
+    for name, content in files.items():
+        path = tmp_path / "digits" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (tmp_path / "digits").mkdir(exist_ok=True)
+    with pytest.raises(InputError) as caught:
+        load_digits(tmp_path / "digits", "train")
+    assert str(caught.value).startswith(
+        f"{tmp_path / 'digits'}: no digits; looked for train-images"
+    )
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["digts", "digits.csv", "a/b"])
+def test_a_path_that_does_not_exist(tmp_path, name):
+    with pytest.raises(InputError, match=rf"/{name}: no such file or folder$"):
+        load_digits(tmp_path / name, "train")
+    assert not list(tmp_path.iterdir())
+
+
+OTHER_FORMATS = {
+    "a.arff": (b"% MNIST\n@RELATION mnist\n", "ARFF"),
+    "b": (b"@RELATION mnist\n", "ARFF"),
+    "a.parquet": (b"PAR1....", "Parquet"),
+    "c": (b"PAR1....", "Parquet"),
+    "a.mat": (b"MATLAB 5.0 MAT-file", "MATLAB"),
+    "a.png": (b"\x89PNG\r\n", "picture"),
+    "a.JPG": (b"\xff\xd8\xff", "picture"),
+    "a.zip": (b"PK\x03\x04", "archive"),
+    "a.csv.gz": (gzip.compress(b"1,2,3"), "archive"),
+    "a.npz": (b"PK\x03\x04", "archive"),
+    "a.pkl": (b"\x80\x04", "pickle"),
+    "a.h5": (b"\x89HDF\r\n", "HDF5"),
+    "a.xlsx": (b"", "spreadsheet"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FORMATS)
+def test_other_formats(tmp_path, complaint, name):
+    """A line that says what it is, and what to do."""
+    content, what = OTHER_FORMATS[name]
+    (tmp_path / name).write_bytes(content)
+    message = complaint(READER, tmp_path / name, megabytes=10)
+    assert message.startswith(f"{tmp_path / name}: is a")
+    assert what in message
+    assert re.search("convert|unpack|table", message)
+
+
+def test_npz_files_that_are_something_else(tmp_path, complaint):
+    whole = {
+        "x_train": np.zeros((9, 28, 28), np.uint8), "y_train": np.zeros(9, np.uint8),
+        "x_test": np.zeros((3, 28, 28), np.uint8), "y_test": np.zeros(3, np.uint8),
+    }  # fmt: skip
+    for name, value, part in (
+        ("x_train", np.zeros((9, 784), np.uint8), "Nx28x28"),
+        ("x_train", np.zeros((8, 28, 28), np.uint8), "8 images in x_train, but 9 labels"),
+        ("x_train", np.zeros((9, 28, 28)), "whole numbers"),
+        ("x_train", np.full((9, 28, 28), 256), "outside 0 to 255"),
+        ("x_train", np.full((9, 28, 28), None), "whole numbers"),
+        ("x_train", np.zeros((0, 28, 28), np.uint8), "0 items"),
+        ("y_train", np.full(9, 10), "outside 0 to 9"),
+        ("y_train", np.full(9, -1), "outside 0 to 9"),
+    ):
+        np.savez(tmp_path / "a.npz", **{**whole, name: value})
+        message = complaint(READER, tmp_path / "a.npz", megabytes=10)
+        assert message.startswith(f"{tmp_path / 'a.npz'}: ")
+        assert part in message
+    np.savez(tmp_path / "a.npz", **whole)
+    content = (tmp_path / "a.npz").read_bytes()
+    for cut in (100, len(content) // 2, len(content) - 30):
+        (tmp_path / "a.npz").write_bytes(content[:cut])
+        assert complaint(READER, tmp_path / "a.npz", megabytes=10)
+
+
+def test_a_folder_with_too_many_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "MAX_FILES", 20)
+    for number in range(21):
+        (tmp_path / str(number)).write_bytes(b"")
+    with pytest.raises(InputError, match="too many files"):
+        load_digits(tmp_path, "train")
+
+
+def test_a_folder_that_goes_round_in_a_circle(folder):
+    (folder / "again").symlink_to(folder)
+    assert len(load_digits(folder, "train")[0]) == 30
+
+
+# --- Tables -----------------------------------------------------------------------------------
 
 
 NUMBERS = ",".join(map(str, range(785)))
@@ -107,6 +415,57 @@ def test_label_column_by_name(tmp_path, mnist, column):
     write_lines(path, [names, lines[0]])
     with pytest.raises(InputError, match="too few"):
         load_digits(path, "test")
+
+
+def columns_of(first, last):
+    """A table whose first and last column are these, zeros between: its lines."""
+    return [",".join([str(a), *["0"] * 783, str(b)]) for a, b in zip(first, last, strict=True)]
+
+
+i = np.arange(30)
+COLUMNS = {  # first and last column without names: which is the label, or part of a message
+    "two that may be": (i % 2, i % 3, "first column or the last"),
+    "one class, zeros": (0 * i + 5, 0 * i, "first column or the last"),
+    "zeros, one class": (0 * i, 0 * i + 5, "first column or the last"),
+    "only zeros": (0 * i, 0 * i, "first column or the last"),
+    "the same twice": (i % 3, i % 3, "first column or the last"),
+    "two classes, zeros": (i % 2, 0 * i, 0),
+    "zeros, two classes": (0 * i, i % 2, 784),
+    "classes, pixels": (i % 10, 17 * i % 256, 0),
+    "one class, pixels": (0 * i + 3, 17 * i % 256, 0),
+    "pixels, classes": (17 * i % 256, i % 10, 784),
+    "pixels, one class": (17 * i % 256, 0 * i + 3, 784),
+    "pixels, zeros": (
+        17 * i % 256,
+        0 * i,
+        "17 in the first column and only zeros in the last",
+    ),
+    "pixels, pixels": (
+        17 * i % 256,
+        19 * i % 256,
+        "17 in the first column and 19 in the last",
+    ),
+    "a label 38": (np.where(i == 7, 38, i % 10), 0 * i, "line 8: 38 in the first column"),
+}
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_the_label_column_is_never_guessed(tmp_path, kind):
+    first, last, known = COLUMNS[kind]
+    path = write_lines(tmp_path / "a.csv", columns_of(first, last))
+    if isinstance(known, str):
+        with pytest.raises(InputError, match=known):
+            load_digits(path, "train")
+    else:
+        counts = sum(np.bincount(load_digits(path, split)[1], minlength=10) for split in FILES)
+        assert np.array_equal(counts, np.bincount(first if known == 0 else last, minlength=10))
+
+
+def test_two_columns_named_as_labels(tmp_path):
+    names = ",".join(["label", *(f"pixel{n}" for n in range(783)), "class"])
+    path = write_lines(tmp_path / "a.csv", [names, *columns_of(i % 10, i % 10)])
+    with pytest.raises(InputError, match="columns 1 and 785 are named as the label"):
+        load_digits(path, "train")
 
 
 WORDS = ["ink", "0.5", "", "256", "-1", "1000000000005", "9" * 10_000, "1_0"]
@@ -179,18 +538,27 @@ def test_spoilt_idx_files(folder, complaint, kind, compressed):
     assert part in message
 
 
+@pytest.fixture
+def missing_mnist(tmp_path, monkeypatch):
+    """The default folder, moved to where there is nothing."""
+    monkeypatch.setattr(data, "MNIST", tmp_path / "mnist")
+    return tmp_path / "mnist"
+
+
 @pytest.mark.parametrize("error", ["ImportError('none')", "RuntimeError('nms does not exist')"])
-def test_without_torchvision_the_error_says_what_is_missing(tmp_path, monkeypatch, error):
+def test_without_torchvision_the_error_says_what_is_missing(
+    tmp_path, missing_mnist, monkeypatch, error
+):
     (tmp_path / "torchvision.py").write_text(f"raise {error}")
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError) as caught:
-        load_digits(tmp_path / "no", "train")
+        load_digits(missing_mnist, "train")
     assert "\n" not in str(caught.value)
-    for part in (*MD5, str(tmp_path / "no"), "MNIST/raw", "torchvision", error.split("'")[1]):
+    for part in (*MD5, str(missing_mnist), "torchvision", error.split("'")[1]):
         assert part in str(caught.value)
-    assert not (tmp_path / "no").exists()
+    assert not missing_mnist.exists()
 
 
 @pytest.fixture
@@ -210,18 +578,31 @@ def mirror(tmp_path, monkeypatch):
         server.shutdown()
 
 
-def test_download(tmp_path, mirror, mnist):
-    assert np.array_equal(load_digits(tmp_path / "new", "test")[0], mnist.test_images)
-    assert {file.name for file in (tmp_path / "new/MNIST/raw").iterdir()} == set(MD5)
+def test_download(tmp_path, missing_mnist, mirror, mnist, capsys):
+    """Only into the default folder; it says so first, and is not done again."""
+    with pytest.raises(InputError, match="no such file or folder"):
+        load_digits(tmp_path / "elsewhere", "test")
+    assert np.array_equal(load_digits(missing_mnist, "test")[0], mnist.test_images)
+    assert capsys.readouterr().out == f"MNIST is not in {missing_mnist}; downloading it ...\n"
+    raw = [file.name for file in (missing_mnist / "MNIST/raw").iterdir()]
+    assert {name.removesuffix(".gz") for name in raw} == set(MD5)
     shutil.rmtree(mirror)
-    assert len(load_digits(tmp_path / "new", "train")[0]) == 60000  # not fetched again
+    assert len(load_digits(missing_mnist, "train")[0]) == 60000  # not fetched again
+
+
+def test_the_default_folder_with_a_file_missing(missing_mnist, tmp_path, mnist, mirror):
+    """Whoever removed it meant something; nothing is fetched beside the others."""
+    part_of_mnist(missing_mnist, mnist, 30, -20)
+    (missing_mnist / IMAGES).unlink()
+    with pytest.raises(InputError, match=f"no {IMAGES}"):
+        load_digits(missing_mnist, "train")
 
 
 @pytest.mark.parametrize("damage", ["spoilt", "absent"])
-def test_failed_download_leaves_nothing(tmp_path, mirror, damage):
+def test_failed_download_leaves_nothing(missing_mnist, mirror, damage):
     file = mirror / "t10k-images-idx3-ubyte.gz"
     file.write_bytes(gzip.compress(b"not digits")) if damage == "spoilt" else file.unlink()
     with pytest.raises(InputError, match="download failed") as caught:
-        load_digits(tmp_path / "new", "test")
+        load_digits(missing_mnist, "test")
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "new").exists()
+    assert not missing_mnist.exists()

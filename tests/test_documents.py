@@ -210,12 +210,6 @@ def test_every_figure_is_from_a_run(name):
     assert not re.findall(r".{0,40}\d\.\d.{0,20}", left)
 
 
-def test_limits_of_the_readme():
-    text = (PROJECT / "README.md").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 130
-    assert len(text.split()) <= 1200
-
-
 def test_runs_differ_only_as_said():
     for seed, run in enumerate(SEEDS):
         assert run["settings"] == DEFAULT["settings"] | {"seed": seed}

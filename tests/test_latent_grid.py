@@ -149,13 +149,13 @@ def test_laplace_on_a_ridge():
 def test_the_step_solves_newtons_equation_up_to_a_correlation_of_nine_tenths():
     """Beyond it the mixed derivative is taken to be smaller; against a 2 x 2 solve by NumPy."""
     for correlation in (0.5, -0.8, 0.95, -0.99):
-        cross = 2 * correlation  # with variances of 4 and 1
-        hessian = np.array([(4.0, cross), (cross, 1.0)])
+        cross = 6 * correlation  # with precisions of 9 and 4
+        hessian = np.array([(9.0, cross), (cross, 4.0)])
         peak = np.array([40.02, 39.98])
         log_likelihood = quadratic(peak.tolist(), hessian.tolist())
         mean, _ = latent_grid.fit_laplace(log_likelihood, CODES.double())
-        limited_cross = np.clip(cross, -1.8, 1.8)
-        limited = np.array([(4.0, limited_cross), (limited_cross, 1.0)])
+        limited_cross = np.clip(cross, -5.4, 5.4)
+        limited = np.array([(9.0, limited_cross), (limited_cross, 4.0)])
         gradient = hessian @ (peak - 40)
         known = 40 + np.clip(np.linalg.solve(limited, gradient), -0.45, 0.45)
         nodes = SIDE * Normal(0.0, 1.0).cdf(mean[0]).numpy() - 0.5

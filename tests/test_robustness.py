@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import PROJECT, assert_one_line, call, command, contents, digests, flags, start
@@ -75,7 +76,7 @@ def test_stopped_in_every_way_and_resumed(tmp_path, tiny_mnist):
 def test_older_outputs_stay(tmp_path, trained, small_mnist, monkeypatch):
     """When the loss diverges from the start, and on a full disk, which is found before training."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    replace_images(tmp_path / "images", [b"an older image"])
+    replace_images(tmp_path / "images", [decoder_generate.png_bytes(np.zeros(784))])
     generate = "--checkpoint", tmp_path / "vae.safetensors", "--out", tmp_path / "images"
     before, room = contents(tmp_path), SimpleNamespace(free=10**6)
     for options in ({"lr": 10}, {"lr": 1e6}, {"lr": 1e6, "model": "ae", "latent_dim": 8}):

@@ -1,0 +1,203 @@
+"""Reads idx files, the format of MNIST, and finds the four that make a set of images.
+
+An idx file begins with two zero bytes, the type of its numbers and its rank, a byte each. Then come
+as many sizes as its rank says, of 4 bytes each, and then the numbers. It may be compressed.
+"""
+
+import gzip
+import hashlib
+import math
+import re
+import struct
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lib.errors import InputError, explained
+
+IMAGES, LABELS = "images", "labels"
+MAGIC = {  # what may stand in the first four bytes: {kind: {magic bytes: type of the numbers}}
+    IMAGES: {bytes([0, 0, 8, 3]): np.dtype("u1")},
+    # QMNIST's labels are 32-bit numbers in eight columns, of which the first is the label.
+    LABELS: {bytes([0, 0, 8, 1]): np.dtype("u1"), bytes([0, 0, 12, 2]): np.dtype(">i4")},
+}
+QMNIST_COLUMNS = 8
+GZIP_MAGIC = b"\x1f\x8b"
+
+# Names: LeCun's train-images-idx3-ubyte and t10k-labels-idx1-ubyte, with dots for dashes (Kaggle),
+# test for t10k, in any case, after a prefix that ends with no letter (emnist-digits-), with .gz.
+NAME = re.compile(
+    r"(?P<prefix>(?:.*[^a-z0-9])?)(?P<split>train|test|t10k)[-_.]?(?P<kind>images|labels)"
+    r"[-_.]idx[123][-_.](?:ubyte|int)(?:\.gz)?",
+    re.IGNORECASE,
+)
+TRANSPOSED = re.compile(r"(?:.*[^a-z])?emnist", re.IGNORECASE)  # prefixes; rows and columns swapped
+
+
+class IdxSet(NamedTuple):
+    """The files of a set of images: {(split, kind): path}, "train" or "test", images or labels."""
+
+    folder: Path
+    prefix: str  # of the files' names, as "emnist-digits-"
+    files: dict
+
+    def __str__(self):
+        return str(self.folder / f"{self.prefix}*")
+
+    def missing(self):
+        """The names of files that belong to the set, but are not there."""
+        needed = {
+            ("train", IMAGES): "train-images-idx3-ubyte",
+            ("train", LABELS): "train-labels-idx1-ubyte",
+            ("test", IMAGES): "t10k-images-idx3-ubyte",
+            ("test", LABELS): "t10k-labels-idx1-ubyte",
+        }
+        return [f"{self.prefix}{name}" for role, name in needed.items() if role not in self.files]
+
+
+def parse_name(path):
+    """What a file's name says: (prefix, split, kind); None if it is no name of an idx file."""
+    match = NAME.fullmatch(Path(path).name)
+    if not match:
+        return None
+    split = "train" if match["split"].lower() == "train" else "test"
+    return match["prefix"].lower(), split, match["kind"].lower()
+
+
+def find_idx_sets(paths):
+    """The sets that files make, [IdxSet], complete or not.
+
+    Files belong together if they have the same prefix and are in one folder, or each in a folder of
+    its own name there (as Kaggle packs them), or by their split in two folders with `train` and
+    `test` in their names.
+    Raises InputError: two files of different contents claim to be the same part of a set.
+    """
+    found = {}  # {(folder, prefix): {role: [path]}}
+    for path in paths:
+        parsed = parse_name(path)
+        if parsed:
+            prefix, split, kind = parsed
+            roles = found.setdefault((_folder_of_set(path), prefix), {})
+            roles.setdefault((split, kind), []).append(path)
+    sets = []
+    for (folder, prefix), roles in _splits_joined(found).items():
+        files = {role: _the_one(same) for role, same in roles.items()}
+        sets.append(IdxSet(folder, prefix, files))
+    return sets
+
+
+def _folder_of_set(path):
+    """The folder in which a file, or the folder of its own name around it, stands."""
+    folder = path.parent
+    while parse_name(folder):
+        folder = folder.parent
+    return folder
+
+
+def _splits_joined(found):
+    """The same, with the sets of folders like train/ and test/ joined."""
+    joined = {}
+    for (folder, prefix), roles in found.items():
+        splits = {split for split, _ in roles}
+        if len(splits) == 1:
+            (split,) = splits
+            names = ("train",) if split == "train" else ("test", "t10k")
+            if any(name in folder.name.lower() for name in names):
+                folder = folder.parent
+        into = joined.setdefault((folder, prefix), {})
+        for role, paths in roles.items():
+            into.setdefault(role, []).extend(paths)
+    return joined
+
+
+def _the_one(paths):
+    """One of several files that hold the same, if they do; an uncompressed one, if there is one."""
+    first, *others = sorted(paths, key=lambda path: (path.suffix.lower() == ".gz", str(path)))
+    for other in others:
+        if _content_digest(first) != _content_digest(other):
+            raise InputError(f"{first}: {other} is not the same; keep one of the two")
+    return first
+
+
+def _content_digest(path):
+    digest = hashlib.sha256()
+    with _reading(path), _open(path) as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.digest()
+
+
+def read_idx(path, kind, image_shape, max_count):
+    """The images, uint8 [N, *image_shape], or the labels, int64 [N], of an idx file.
+
+    Raises InputError: the file is unreadable, damaged, of another kind, or has more than
+    `max_count` of them.
+    """
+    with _reading(path), _open(path) as file:
+        magic = file.read(4)
+        dtype = _check_magic(path, magic, kind)
+        rank = magic[3]
+        header = file.read(4 * rank)
+        if len(header) < 4 * rank:
+            raise InputError(f"{path}: too short for an idx file of {kind}; copy it again")
+        sizes = struct.unpack(f">{rank}I", header)
+        _check_sizes(path, kind, sizes, image_shape, max_count)
+        promised = math.prod(sizes) * dtype.itemsize
+        body = file.read(promised + 1)  # one more, to notice a file that is too long
+    if len(body) != promised:
+        problem = "truncated, fewer" if len(body) < promised else "too long, more"
+        raise InputError(f"{path}: {problem} than the {promised} bytes it promises; copy it again")
+    array = np.frombuffer(bytearray(body), dtype).reshape(sizes)  # PyTorch warns if it is read-only
+    if kind == LABELS:
+        array = array.reshape(len(array), -1)[:, 0].astype(np.int64)
+    elif TRANSPOSED.match(parse_name(path)[0] if parse_name(path) else ""):
+        array = np.ascontiguousarray(array.transpose(0, 2, 1))
+    return array
+
+
+def _check_magic(path, magic, kind):
+    """The type of the numbers of a file that begins so."""
+    if len(magic) < 4:
+        raise InputError(f"{path}: too short for an idx file of {kind}; copy it again")
+    other = LABELS if kind == IMAGES else IMAGES
+    if magic in MAGIC[other]:
+        raise InputError(f"{path}: does not hold {kind}; are two files swapped?")
+    if magic not in MAGIC[kind]:
+        raise InputError(f"{path}: not an idx file of {kind} (magic number {magic.hex()})")
+    return MAGIC[kind][magic]
+
+
+def _check_sizes(path, kind, sizes, image_shape, max_count):
+    count, *others = sizes
+    if not 0 < count <= max_count:
+        raise InputError(f"{path}: promises {count} {kind}; 1 to {max_count} can be read")
+    if kind == IMAGES and tuple(others) != image_shape:
+        height, width = image_shape
+        raise InputError(
+            f"{path}: images are {others[0]}x{others[1]}, but {height}x{width} is needed"
+        )
+    if kind == LABELS and others not in ([], [QMNIST_COLUMNS]):
+        raise InputError(
+            f"{path}: has {others[0]} columns of labels; QMNIST's have {QMNIST_COLUMNS}"
+        )
+
+
+def _open(path):
+    """A file, unpacked if its first bytes, not its name, say that it is compressed."""
+    with open(path, "rb") as file:
+        is_compressed = file.read(2) == GZIP_MAGIC
+    return gzip.open(path, "rb") if is_compressed else open(path, "rb")
+
+
+def _reading(path):
+    """Turn errors of reading inside into an InputError that names the file."""
+    read_errors = (OSError, EOFError, zlib.error)
+    return explained(path, "cannot be read", "copy it again", read_errors)
+
+
+def image_idx_header(shape):
+    """The first bytes of an idx file of images of this shape, [N, H, W]."""
+    (magic,) = MAGIC[IMAGES]
+    return magic + struct.pack(">3I", *shape)
