@@ -3,6 +3,7 @@
 import io
 import pickle
 import struct
+import warnings
 import zipfile
 
 import pytest
@@ -137,6 +138,24 @@ def test_another_architecture_is_called_that(tmp_path, config):
         InputError, match=r"another architecture .*auto_encoder\.py makes a new one"
     ):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "config", [{"latent_dim": 0}, {"encoder_widths": [0]}, {"decoder_widths": [8, 0]}]
+)
+def test_sizes_that_no_model_has(tmp_path, config):
+    """With weights to match, and a right checksum."""
+    model, path = AutoEncoder(3, *SMALL), tmp_path / "a"
+    empty = AutoEncoder.__new__(AutoEncoder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(models, "check_sizes", lambda *_: None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            AutoEncoder.__init__(empty, **{**model.config, **config})
+    path.write_bytes(checkpoint_bytes(empty))
+    with pytest.raises(InputError, match="another architecture"):
+        load_checkpoint(path)
+    assert_one_line(call(decoder_generate, "--checkpoint", path, "--out", tmp_path / "b"), path)
 
 
 def test_a_checkpoint_says_what_its_architecture_depends_on(tmp_path):

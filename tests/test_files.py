@@ -5,11 +5,13 @@ import os
 import signal
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
 from conftest import contents, no_file_larger_than
 
+from lib import files
 from lib.errors import InputError
 from lib.files import replace_images, reserved, write_files
 
@@ -110,6 +112,51 @@ def test_a_file_that_another_program_has_open(tmp_path, monkeypatch, number):
     with pytest.raises(InputError, match=rf"/{paths[number].name}: .*Access is denied.*close"):
         write_files(dict.fromkeys(paths, b"new"))
     assert list(contents(tmp_path).values()) == [b"new"] * number + [b"old"] * (3 - number)
+
+
+def test_what_stands_in_the_place_of_a_temporary_file(tmp_path):
+    """A link's target stays as it is, a pipe does not hang, a folder is found before the work."""
+    (tmp_path / "mine").write_bytes(b"mine")
+    temporary, lock = tmp_path / ".a.tmp", tmp_path / ".a.lock"
+    temporary.symlink_to(tmp_path / "mine")
+    reserve_and_write({tmp_path / "a": b"one"})
+    os.mkfifo(temporary)
+    reserve_and_write({tmp_path / "a": b"two"})
+    assert contents(tmp_path) == {"a": b"two", "mine": b"mine"}
+    temporary.mkdir()
+    with pytest.raises(InputError, match=r"\.a\.tmp: is in the way"), reserved([tmp_path / "a"], 1):
+        pass
+    temporary.rmdir()
+    for make in (lambda: lock.symlink_to(tmp_path / "mine"), lambda: os.mkfifo(lock), lock.mkdir):
+        make()
+        with pytest.raises(InputError, match=r"\.a\.lock: is in the way"):
+            reserve_and_write({tmp_path / "a": b"three"})
+        lock.rmdir() if lock.is_dir() else lock.unlink()
+    assert contents(tmp_path) == {"a": b"two", "mine": b"mine"}
+
+
+@pytest.mark.parametrize("how", ["error", "warning"])
+def test_a_disk_that_cannot_lock(tmp_path, monkeypatch, how):
+    """As the oldest and the newest release of filelock tell it."""
+
+    def acquire(self):
+        if how == "error":
+            raise NotImplementedError("FileSystem does not appear to support flock")
+        warnings.warn("flock not supported, falling back to SoftFileLock", stacklevel=2)
+
+    monkeypatch.setattr(files.FileLock, "_acquire", acquire)
+    with pytest.raises(InputError, match=r"/a/b: its disk cannot lock files"):
+        reserve_and_write({tmp_path / "a/b": b"new"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_were_made_for_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError), reserved([tmp_path / "a/b/c"], needed_bytes=1):
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+    with reserved([tmp_path / "a/b/c"], needed_bytes=1):
+        write_files({tmp_path / "a/b/c": b"new"})
+    assert contents(tmp_path) == {"a/b/c": b"new"}
 
 
 def test_one_run_at_a_time(tmp_path):

@@ -112,6 +112,122 @@ def test_trouble_in_the_second_epoch(tmp_path, tiny_mnist, monkeypatch, model, t
     assert call(auto_encoder, *arguments, "--resume").status == 0
 
 
+BRIEF = {"model": "ae", "latent_dim": 2, "epochs": 1}
+REDIRECTIONS = {  # of bash: the exit status of a good training, and of bad input
+    "<&-": (0, 2),
+    ">&-": (0, 2),
+    "2>&-": (0, 2),
+    ">&- 2>&-": (0, 2),
+    "<&- >&- 2>&-": (0, 2),
+    "> /dev/full": (2, 2),
+    "2> /dev/full": (0, 2),
+    "> /dev/full 2> /dev/full": (2, 2),
+    "| true": (2, 2),
+    "2>&1 | true": (2, 2),
+}
+
+
+def in_bash(redirection, script, *arguments):
+    """A script's exit status and what reaches standard error, with its streams redirected."""
+    line = f'set -o pipefail; "$0" "$@" {redirection}'
+    command = ["bash", "-c", line, sys.executable, PROJECT / script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+
+@pytest.mark.parametrize("redirection", REDIRECTIONS)
+def test_streams_that_are_closed_full_or_broken(tmp_path, tiny_mnist, redirection):
+    """The work is done, or the status is 2, and never a traceback."""
+    good, bad = REDIRECTIONS[redirection]
+    arguments = flags(tmp_path, tiny_mnist, **BRIEF)
+    result = in_bash(redirection, "auto_encoder.py", *arguments)
+    # A pipe may be closed before or after the last line was written to it.
+    assert result.returncode in ((good, 0) if "|" in redirection else (good,)), result.stderr
+    assert "Traceback" not in result.stderr
+    if result.returncode == 0:
+        assert (tmp_path / "encoder.png").exists()
+    missing = "--checkpoint", tmp_path / "none", "--out", tmp_path / "images"
+    result = in_bash(redirection, "decoder_generate.py", *missing)
+    assert result.returncode == bad
+    assert "Traceback" not in result.stderr
+
+
+INTERRUPT_AT_IMPORT = """
+import os, signal, sys
+
+class Interrupter:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["INTERRUPT_AT"]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupter())
+"""
+
+
+@pytest.mark.parametrize("module", ["numpy", "torch", "torch.nn", "torch.optim", "tqdm", "data"])
+@pytest.mark.parametrize("script", ["auto_encoder.py", "decoder_generate.py"])
+def test_ctrl_c_while_modules_are_imported(tmp_path, script, module):
+    """One line, and exit status 130."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPT_AT_IMPORT)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "INTERRUPT_AT": module}
+    if script == "decoder_generate.py" and module in ("tqdm", "data"):
+        module = environment["INTERRUPT_AT"] = "safetensors"
+    result = command(script, "--data", "none" if script == "auto_encoder.py" else "x",
+                     env=environment)  # fmt: skip
+    assert (result.status, result.stdout) == (130, "")
+    assert result.stderr == f"{script}: interrupted\n"
+
+
+TWO_INTERRUPTIONS = """
+import atexit, os, signal
+from lib import cli
+
+cli.prepare()
+again = lambda: os.kill(os.getpid(), signal.SIGINT)
+atexit.register(again)
+
+class Stream:
+    def write(self, text):
+        again()
+        return os.write(2, text.encode())
+    def flush(self):
+        again()
+
+def main():
+    import sys
+    sys.stderr = Stream()
+    again()
+
+cli.run(main)
+"""
+
+
+def test_a_second_ctrl_c():
+    """While the line is written, and when Python ends."""
+    options = {"cwd": PROJECT, "capture_output": True, "text": True}
+    result = subprocess.run([sys.executable, "-c", TWO_INTERRUPTIONS], **options)
+    assert (result.returncode, result.stderr) == (130, "-c: interrupted\n")
+
+
+def test_a_run_in_the_background_ignores_ctrl_c(tmp_path):
+    """As a shell without job control has it: then it is not for the scripts to answer."""
+    program = "import signal; signal.signal(2, signal.SIG_IGN); from lib import cli; cli.prepare();"
+    program += "assert signal.getsignal(2) is signal.SIG_IGN"
+    subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=True)
+
+
+def test_memory_that_runs_out_is_no_damage(trained, tmp_path, monkeypatch):
+    """Neither as Python tells it nor as PyTorch does."""
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+
+        def fail(*_, error=error):
+            raise error
+
+        arguments = "--checkpoint", trained / "vae.safetensors", "--out", tmp_path
+        with monkeypatch.context() as patched:
+            patched.setattr("safetensors.torch.load", fail)
+            assert_one_line(call(decoder_generate, *arguments), "not enough memory")
+
+
 WINDOWS = """
 import os, shutil, sys
 

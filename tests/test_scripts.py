@@ -1,15 +1,27 @@
 """The two scripts, in this process, on real MNIST slices."""
 
+import io
 import json
 import re
 import shutil
 import sys
-from pathlib import Path
+import time
+import warnings
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
 import torch
-from conftest import assert_one_line, call, contents, digests, flags, table_of, write_lines
+from conftest import (
+    assert_one_line,
+    call,
+    contents,
+    digests,
+    flags,
+    table_of,
+    write_idx_folder,
+    write_lines,
+)
 from PIL import Image
 
 import auto_encoder
@@ -252,6 +264,147 @@ def test_the_sheet_belongs_to_the_default_folder(trained, tmp_path, monkeypatch,
     assert (result.status, result.stderr) == (0, "")
     assert Path("figures/generated.png").exists() == (out != "other")
     assert ("generated.png" in result.stdout) == (out != "other")
+
+
+@pytest.mark.parametrize("script", [auto_encoder, decoder_generate])
+def test_two_dashes_as_a_value(script, monkeypatch):
+    """For every flag one line; argparse gives an empty list or takes no notice."""
+    monkeypatch.setattr(auto_encoder, "train_epoch", lambda *_: pytest.fail("trained"))
+    found = re.findall(r"^  (--[a-z-]+)", call(script, "--help").stdout, re.MULTILINE)
+    assert {"--checkpoint", "--seed"} < set(found)
+    for flag in found:
+        if flag != "--help":
+            assert_one_line(call(script, f"{flag}=--"), flag)
+
+
+@pytest.mark.parametrize("flag", ["--checkpoint", "--scatter"])
+def test_an_output_never_replaces_an_input(tmp_path, tiny_mnist, monkeypatch, flag):
+    """None of the files in the folder that is read, by whatever name."""
+    monkeypatch.setattr(auto_encoder, "train_epoch", lambda *_: pytest.fail("trained"))
+    folder = shutil.copytree(tiny_mnist, tmp_path / "digits")
+    (tmp_path / "link").symlink_to(folder)
+    before = contents(tmp_path)
+    for name in before:
+        for path in (tmp_path / name, tmp_path / "link" / Path(name).name):
+            result = call(auto_encoder, *flags(tmp_path / "out", folder), flag, path)
+            assert_one_line(result, path, "name another output")
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+
+
+FOREIGN = {
+    "vae.json": b'{"name": "my package"}',
+    "vae.safetensors": b"mine",
+    "vae.resume.safetensors": b"mine",
+    "encoder.png": b"mine",
+    "figures/loss.png": b"mine",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("kind", ["another file", "a link"])
+def test_what_no_run_made_is_not_replaced(tmp_path, tiny_mnist, monkeypatch, name, kind):
+    """Nor what a link leads to that the user did not name."""
+    monkeypatch.setattr(auto_encoder, "train_epoch", lambda *_: pytest.fail("trained"))
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    if kind == "a link":
+        (tmp_path / "mine").write_bytes(FOREIGN[name])
+        path.symlink_to(tmp_path / "mine")
+    else:
+        path.write_bytes(FOREIGN[name])
+    before = contents(tmp_path)
+    arguments = flags(tmp_path / "out", tiny_mnist, figures=tmp_path / "out/figures")
+    assert_one_line(call(auto_encoder, *arguments), path)
+    assert contents(tmp_path) == before
+
+
+def test_outputs_of_an_earlier_run_are_replaced(trained, tmp_path, tiny_mnist):
+    """Also behind links that the user names."""
+    shutil.copytree(trained, tmp_path / "out")
+    (tmp_path / "scatter").symlink_to(tmp_path / "out/encoder.png")
+    (tmp_path / "a.safetensors").symlink_to(tmp_path / "out/vae.safetensors")
+    before = contents(tmp_path / "out")
+    arguments = flags(tmp_path / "out", tiny_mnist, epochs=1, figures=tmp_path / "out/figures")
+    named = "--scatter", tmp_path / "scatter", "--checkpoint", tmp_path / "a.safetensors"
+    assert call(auto_encoder, *arguments, *named).status == 0
+    after = contents(tmp_path / "out")
+    assert after["encoder.png"] != before["encoder.png"]
+    assert after["vae.safetensors"] != before["vae.safetensors"]
+    assert (tmp_path / "scatter").is_symlink()
+    assert (tmp_path / "a.json").exists()
+    assert call(auto_encoder, *arguments).status == 0
+
+
+def test_the_generator_replaces_only_its_own_images(trained, tmp_path):
+    out = tmp_path / "images"
+    assert generate(trained, out, "--count", 3).status == 0
+    photo = io.BytesIO()
+    Image.new("L", (64, 64)).save(photo, "PNG")
+    before = contents(out)
+    for name, content in (("01.png", photo.getvalue()), ("02.png", b"mine")):
+        (out / name).write_bytes(content)
+        changed = contents(out)
+        assert_one_line(generate(trained, out), out / name, "something else")
+        assert contents(out) == changed
+        (out / name).write_bytes(before[name])
+    (tmp_path / "mine").write_bytes(b"mine")
+    (out / "05.png").symlink_to(tmp_path / "mine")
+    assert_one_line(generate(trained, out), out / "05.png", "is a link")
+    (out / "05.png").unlink()
+    (out / "00.png").unlink()
+    (out / "00.png").write_text("0 0\n")
+    assert_one_line(generate(trained, out, "--codes", out / "00.png"), "also an input")
+    (out / "00.png").write_bytes((trained / "vae.safetensors").read_bytes())
+    result = call(decoder_generate, "--checkpoint", out / "00.png", "--out", out)
+    assert_one_line(result, "also an input")
+
+
+def test_a_refused_run_leaves_no_folders(tmp_path, tiny_mnist):
+    """Neither if it is refused before training, nor if it comes to no saved epoch."""
+    far = tmp_path / "a/b/c"
+    arguments = flags(far, tiny_mnist, figures=far / "figures")
+    for bad in (("--validation", 300), ("--lr", 1e6)):
+        assert call(auto_encoder, *arguments, *bad).status == 2
+        assert not list(tmp_path.iterdir())
+
+
+WINDOWS_PATHS = [r"C:\Users\Zoe\my runs\vae.safetensors", r"D:x\v", r"\\server\share\v"]
+
+
+@pytest.mark.parametrize("path", WINDOWS_PATHS)
+def test_files_beside_a_checkpoint_on_windows(path):
+    checkpoint = PureWindowsPath(path)
+    beside = auto_encoder.files_beside(checkpoint)
+    stem = checkpoint.name.removesuffix(".safetensors")
+    assert str(beside["metrics"]) == str(checkpoint.parent / f"{stem}.json")
+    assert str(beside["resume"]) == str(checkpoint.parent / f"{stem}.resume.safetensors")
+
+
+def test_many_codes(trained, tmp_path):
+    """More than --count allows are refused at once; as many as it allows are decoded in parts."""
+    codes, out = tmp_path / "codes", tmp_path / "images"
+    codes.write_text("0 0\n" * 300_000)
+    started = time.monotonic()
+    assert_one_line(generate(trained, out, "--codes", codes), codes, "more than 10,000")
+    assert time.monotonic() - started < 5
+    codes.write_text("0 0\n" * 1500 + "1 1\n")
+    assert generate(trained, out, "--codes", codes).status == 0
+    assert (out / "1499.png").read_bytes() == (out / "00.png").read_bytes()
+    assert (out / "1500.png").read_bytes() != (out / "00.png").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["one image", "all but one held out"])
+def test_a_single_training_image(tmp_path, mnist, kind):
+    """It works, and without a warning."""
+    count = 1 if kind == "one image" else 5
+    train = mnist.train_images[:count], mnist.train_labels[:count]
+    digits = write_idx_folder(tmp_path / "digits", train, train)
+    options = {"epochs": 1} if count == 1 else {"epochs": 1, "validation": 4}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = call(auto_encoder, *flags(tmp_path, digits, figures=tmp_path, **options))
+    assert (result.status, result.stderr) == (0, "")
 
 
 BAD_CODES = ["", "1,2,3\n", "1,two\n", "0,0\n1,inf\n", "1e300 0\n"]
