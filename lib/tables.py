@@ -95,8 +95,8 @@ def _column_names(line, columns):
     Column names all differ. The values of a row cannot: there are more columns than values.
     """
     names = [word.strip().strip("\"'").lower() for word in line.split(",")]
-    all_differ = len(set(names)) == columns
-    return names if all_differ else []
+    all_differ = len(set(names)) == len(names)
+    return names if all_differ and len(names) == columns else []
 
 
 def _named_column(path, names):

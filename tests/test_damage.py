@@ -7,10 +7,12 @@ The long version, 1,000 of each kind, in a few minutes:
 
 import contextlib
 import gzip
+import io
 import itertools
 import resource
 import struct
 import sys
+import zipfile
 from collections import Counter
 
 import numpy as np
@@ -116,9 +118,34 @@ def test_damaged_tables(work, table, changes):
             loaded.update(map(tuple, rows.tolist()))
         text = path.read_text(encoding="utf-8-sig", errors="replace")
         lines = [line.split(",") for line in text.split("\n")]
-        lines = lines[len(set(lines[0])) == 785 :]  # without column names
+        lines = lines[len(lines[0]) == len(set(lines[0])) == 785 :]  # without column names
         rows = [tuple(int(word) for word in words) for words in lines if words != [""]]
         assert loaded in (Counter(rows), Counter((row[-1], *row[:-1]) for row in rows))
+
+
+def npz_bytes():
+    """A small .npz file, as Keras ships MNIST."""
+    buffer = io.BytesIO()
+    images, labels = (array.astype(np.uint8) for array in FEW)
+    np.savez_compressed(
+        buffer, x_train=images, y_train=labels, x_test=images[:2], y_test=labels[:2]
+    )
+    return buffer.getvalue()
+
+
+@given(changes=edits(NUMBERS))
+def test_damaged_npz_files(work, changes):
+    """What loads has the numbers that NumPy reads."""
+    path = work / "mnist.npz"
+    path.write_bytes(damaged(npz_bytes(), changes))
+    with one_line():
+        for split in FILES:
+            images, labels = load_digits(path, split)
+            with zipfile.ZipFile(path) as archive:  # np.load wants the archive at the very start
+                members = (io.BytesIO(archive.read(f"{name}_{split}.npy")) for name in "xy")
+                arrays = [np.load(member, allow_pickle=False) for member in members]
+            assert np.array_equal(images, arrays[0])
+            assert np.array_equal(labels, arrays[1])
 
 
 def generate(checkpoint, content, out):

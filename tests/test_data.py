@@ -461,6 +461,15 @@ def test_the_label_column_is_never_guessed(tmp_path, kind):
         assert np.array_equal(counts, np.bincount(first if known == 0 else last, minlength=10))
 
 
+def test_a_first_row_on_the_line_of_the_names(tmp_path):
+    """It is not lost without a word, although the line has as many different words as columns."""
+    names = ",".join(["label", *map(str, range(784))])
+    first, *others = columns_of(i % 10, 0 * i)
+    path = write_lines(tmp_path / "a.csv", [names + first, *others])
+    with pytest.raises(InputError, match="line 1: needs a label"):
+        load_digits(path, "train")
+
+
 def test_two_columns_named_as_labels(tmp_path):
     names = ",".join(["label", *(f"pixel{n}" for n in range(783)), "class"])
     path = write_lines(tmp_path / "a.csv", [names, *columns_of(i % 10, i % 10)])
