@@ -1,8 +1,8 @@
 """Reads digits: finds the files, reads them, checks them. The formats themselves are in lib/.
 
-find_source    what lies at a path: idx files, tables, an .npz file
-load_digits    one split of it, as arrays
-read_digits    all of it, as tensors
+- `find_source` finds what lies at a path: idx files, tables, an .npz file.
+- `load_digits` reads one split of it, as arrays.
+- `read_digits` reads all of it, as tensors.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ NPZ_NAMES = {  # as Keras ships MNIST: split: (images, labels)
 }
 LOOKED_FOR = (
     "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
-    "t10k-labels-idx1-ubyte, for two tables (train and test in their names, .csv) or an .npz file"
+    "t10k-labels-idx1-ubyte, or two tables (train and test in their names, .csv), or Keras's .npz"
 )
 TABLE_LINE = f"one image per line: its label and {PIXELS} pixels, with commas between them"
 

@@ -131,7 +131,7 @@ def read_lines(path):
 def files_below(folder, depth, max_files):
     """The files in a folder and some levels of folders below it, sorted level by level.
 
-    Raises InputError: the folder cannot be read, or there are more than `max_files`.
+    Hidden ones are left out. Raises InputError: the folder cannot be read, or there are more than `max_files`.
     """
     files = []
     level = [folder]
@@ -148,12 +148,18 @@ def files_below(folder, depth, max_files):
                 if place == folder:
                     raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
                 continue  # not the user's, so it is not what the user means
+            entries = [entry for entry in entries if not is_hidden(entry)]
             files += [entry for entry in entries if entry.is_file()]
             next_level += [entry for entry in entries if entry.is_dir()]
             if len(files) + len(next_level) > max_files:
                 raise InputError(f"{folder}: has too many files; name a folder below it")
         level = next_level
     return files
+
+
+def is_hidden(path):
+    """Whether a file or folder is not the user's: hidden, or what macOS puts beside copies."""
+    return path.name.startswith((".", "__MACOSX"))
 
 
 def describe_folder(folder, shown=5):

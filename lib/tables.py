@@ -9,6 +9,7 @@ from lib.files import read_lines
 
 LABEL_NAMES = {"label", "labels", "class", "digit", "target", "y"}  # of the label's column
 MAX_PIXEL = 255
+SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|test)")  # of a file, at the start of a word
 
 
 def read_table(path, pixels, classes=10):
@@ -39,11 +40,10 @@ def find_pairs(files):
     """
     folders = {}  # {folder: {split: [path]}}
     for path in files:
-        name = path.name.lower()
-        splits = [split for split in ("train", "test") if split in name]
+        splits = set(SPLIT_IN_NAME.findall(path.name.lower()))
         if path.suffix.lower() == ".csv" and len(splits) == 1:
             tables = folders.setdefault(path.parent, {"train": [], "test": []})
-            tables[splits[0]].append(path)
+            tables[splits.pop()].append(path)
     pairs = []
     for folder, tables in folders.items():
         if not tables["train"] or not tables["test"]:

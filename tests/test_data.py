@@ -148,6 +148,15 @@ def both_kaggle_forms(folder):
     return folder
 
 
+def macos(folder):
+    """With a shadow of each file."""
+    (folder / "__MACOSX").mkdir()
+    for name in MD5:
+        for shadow in (folder / f"._{name}", folder / "__MACOSX" / f"._{name}"):
+            shadow.write_bytes(b"Mac OS X")
+    return folder
+
+
 DISTRIBUTIONS = {
     "LeCun": renamed(lambda name: f"{name}.gz", compress=True),
     "LeCun, unpacked": renamed(lambda name: name),
@@ -169,6 +178,7 @@ DISTRIBUTIONS = {
     ),
     "QMNIST": renamed(qmnist, True, qmnist_labels),
     "upper case": renamed(str.upper),
+    "unpacked by macOS": macos,
     "train/ and test/": renamed(lambda name: f"{'train' if 'train' in name else 'test'}/{name}"),
     "three levels below": renamed(lambda name: f"a/b/c/{name}"),
 }
@@ -274,6 +284,7 @@ NO_DIGITS = {
     "many": ({f"{n}.txt": b"" for n in range(9)}, "0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 4 more"),
     "too deep": ({f"a/b/c/d/{name}": b"" for name in MD5}, "it holds a/"),
     "one table": ({"digits.csv": b"0"}, "it holds digits.csv"),
+    "a contest": ({"train.csv": b"0", "contest.csv": b"0"}, "it holds contest.csv, train.csv"),
     "another prefix": ({f"x{name}": b"" for name in MD5}, f"x{IMAGES}"),
 }
 
