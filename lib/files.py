@@ -131,7 +131,8 @@ def read_lines(path):
 def files_below(folder, depth, max_files):
     """The files in a folder and some levels of folders below it, sorted level by level.
 
-    Hidden ones are left out. Raises InputError: the folder cannot be read, or there are more than `max_files`.
+    Hidden ones are left out.
+    Raises InputError: the folder cannot be read, or there are more than `max_files`.
     """
     files = []
     level = [folder]
