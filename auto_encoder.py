@@ -180,10 +180,12 @@ def train(model, digits, settings, files, description, resume=False):
     """
     x_train, x_validation = hold_out(digits.x_train, settings.validation)
     optimizers = make_optimizers(model, settings)
+    untrained = take_snapshot(model, digits)
     if resume:
-        history = restore(files["resume"], description["settings"], model, optimizers)
+        flags = resume_flags(description, digits)
+        history = restore(files["resume"], flags, model, optimizers, untrained)
     else:
-        history = History(snapshots={0: take_snapshot(model, digits)})
+        history = History(snapshots={0: untrained})
     saved_epochs = len(history.log)  # Ctrl-C may come when one more is in the log, but not saved
     positions = None  # of the training images on the map
     try:
@@ -469,7 +471,8 @@ def save_epoch(model, digits, optimizers, history, files, description):
     if is_snapshot_time(epochs):
         history.snapshots[epochs] = take_snapshot(model, digits)
     contents[files["metrics"]] = json_bytes({**description, "log": history.log})
-    contents[files["resume"]] = resume_bytes(description["settings"], model, optimizers, history)
+    flags = resume_flags(description, digits)
+    contents[files["resume"]] = resume_bytes(flags, model, optimizers, history)
     write_files(contents)
 
 
@@ -500,12 +503,18 @@ def take_snapshot(model, digits):
 # --- What --resume needs ----------------------------------------------------------------------
 
 RESUME_FORMAT = "mnist-auto-encoder-resume-7"
+ELBO_TERMS = ("L_tot", "L_likelihood", "L_divergence")
+
+
+def resume_flags(description, digits):
+    """What must not change before --resume: the run's flags, and all that --data led to."""
+    return {**description["settings"], "data": digits.fingerprint}
 
 
 def resume_bytes(flags, model, optimizers, history):
     """All that `restore` needs, in one file: it fits together whenever the process is killed.
 
-    `flags` are the "settings" of `describe_run`.
+    `flags` are those of `resume_flags`.
     """
     groups = {"weights": model.state_dict(), "best": history.best_weights}
     for number, optimizer in enumerate(optimizers):
@@ -517,9 +526,10 @@ def resume_bytes(flags, model, optimizers, history):
     return checkpoints.file_bytes(RESUME_FORMAT, tensors, contents)
 
 
-def restore(path, flags, model, optimizers):
+def restore(path, flags, model, optimizers, untrained):
     """Put weights and optimizers back as they were after the last epoch; return the `History`.
 
+    `untrained` is the snapshot before training, whose shapes the others must have.
     Raises InputError: the file is missing, damaged, or of a run with other flags.
     """
     begin_anew = "leave out --resume to begin anew"
@@ -543,7 +553,29 @@ def restore(path, flags, model, optimizers):
             if group.startswith("snapshot/"):
                 epochs = int(group.removeprefix("snapshot/"))
                 snapshots[epochs] = group_tensors
-        return History(contents["log"], snapshots, groups["best"])
+        history = History(contents["log"], snapshots, groups["best"])
+        check_history(history, model, untrained)
+        return history
+
+
+def check_history(history, model, untrained):
+    """Raise an error if a history is not what `train` makes of a model."""
+    measured = {"train", "validation", "test", "laplace"}
+    for entry in history.log:
+        if not {"train", "test", "seconds"} <= entry.keys() <= measured | {"seconds"}:
+            raise ValueError("an entry of the log with other names")
+        for name in measured & entry.keys():
+            format_elbo({term: float(entry[name][term]) for term in ELBO_TERMS})
+        float(entry["seconds"])
+    times = {epochs for epochs in range(1, len(history.log) + 1) if is_snapshot_time(epochs)}
+    if not history.log or history.snapshots.keys() != {0, *times}:
+        raise ValueError("snapshots of other epochs")
+    for tensors, reference in (
+        (history.best_weights, model.state_dict()),
+        *((snapshot, untrained) for snapshot in history.snapshots.values()),
+    ):
+        if {k: t.shape for k, t in tensors.items()} != {k: t.shape for k, t in reference.items()}:
+            raise ValueError("tensors of other names or shapes")
 
 
 # --- Evaluation -------------------------------------------------------------------------------
@@ -962,6 +994,8 @@ def check_replaceable(name, path, is_named):
 
 def is_metrics_file(path):
     """Whether a file is JSON as a run writes it."""
+    if path.stat().st_size > checkpoints.MAX_JSON_BYTES:
+        return False
     try:
         contents = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -22,7 +22,7 @@ from lib import idx, npz
 from lib.errors import InputError
 from lib.files import describe_folder, files_below, reserved, write_files
 from lib.formats import CONVERSIONS, other_format
-from lib.tables import find_pairs, read_table
+from lib.tables import find_tables, read_table
 
 MNIST = Path(__file__).resolve().parent / "mnist"  # the copy that is shipped
 IMAGE_SHAPE = (28, 28)
@@ -78,6 +78,9 @@ class TableSource(NamedTuple):
     path: Path
     test_name: str = "held-out"
 
+    def __str__(self):
+        return str(self.path)
+
     @property
     def files(self):
         return [self.path]
@@ -88,9 +91,9 @@ class TableSource(NamedTuple):
         A table may be sorted by its labels, and then the last images would be of one digit. So its
         lines are put in a random order, always the same one.
         """
-        pixels, labels = read_table(self.path, PIXELS, DIGITS)
+        images, labels = read_images(self.path)
         order = np.random.default_rng(0).permutation(len(labels))
-        images = pixels[order].reshape(-1, *IMAGE_SHAPE)
+        images = images[order]
         labels = labels[order]
         chosen = in_test_split(labels)
         if split == "train":
@@ -115,8 +118,7 @@ class TwoTablesSource(NamedTuple):
 
     def load(self, split):
         """The images and labels of a split, in the order of the table's lines."""
-        pixels, labels = read_table(self.paths[split], PIXELS, DIGITS)
-        return pixels.reshape(-1, *IMAGE_SHAPE), labels
+        return read_images(self.paths[split])
 
 
 class NpzSource(NamedTuple):
@@ -143,6 +145,15 @@ class NpzSource(NamedTuple):
                 f"{labels_name}"
             )
         return images.astype(np.uint8), labels.astype(np.int64)
+
+
+def read_images(path):
+    """The images and labels of a table, in the order of its lines."""
+    pixels, labels = read_table(path, PIXELS, DIGITS)
+    images = pixels.reshape(-1, *IMAGE_SHAPE)
+    if idx.is_transposed(path):
+        images = idx.upright(images)
+    return images, labels
 
 
 def check_labels(path, labels):
@@ -186,9 +197,11 @@ def find_source(path):
 def _find_in_folder(folder):
     """The one source of digits in a folder and up to three levels below it."""
     files = files_below(folder, DEPTH, MAX_FILES)
+    pairs, tables = find_tables(files)
     sources = [
         *idx.find_idx_sets(files),
-        *[TwoTablesSource(pair) for pair in find_pairs(files)],
+        *[TwoTablesSource(pair) for pair in pairs],
+        *[TableSource(path) for path in tables],
         *[NpzSource(path) for path in files if _is_keras_file(path)],
     ]
     if not sources:
@@ -202,18 +215,26 @@ def _find_in_folder(folder):
 
 def _source_of_file(path):
     """The source of digits that a file is, or belongs to."""
-    name = idx.parse_name(path)
-    if name:
-        prefix, _, _ = name
-        for idx_set in idx.find_idx_sets(sorted(path.parent.iterdir())):
-            if idx_set.prefix == prefix:
-                return _complete(idx_set)
+    if idx.parse_name(path):
+        companions = files_below(idx.folder_of_set(path), 1, MAX_FILES)
+        prefix, split, kind = idx.parse_name(path)
+        companions = [other for other in companions if _same_set(other, path, prefix, split, kind)]
+        (idx_set,) = idx.find_idx_sets(companions)
+        return _complete(idx_set)
     if _is_keras_file(path):
         return NpzSource(path)
     what = other_format(path)
     if what:
         raise InputError(f"{path}: is {what}; {CONVERSIONS[what]}; a table has {TABLE_LINE}")
     return TableSource(path)
+
+
+def _same_set(other, path, prefix, split, kind):
+    """Whether a file may be of the set that a named one belongs to, and is not in its place."""
+    name = idx.parse_name(other)
+    if not name or name[0] != prefix or idx.folder_of_set(other) != idx.folder_of_set(path):
+        return False
+    return name[1:] != (split, kind) or other.resolve() == path.resolve()
 
 
 def _complete(idx_set):
@@ -295,6 +316,7 @@ class Digits(NamedTuple):
     test_labels: np.ndarray
     x_shown: torch.Tensor  # the first ten test images of each digit; if there are fewer, repeated
     identity: dict  # of the training images: their number and MD5
+    fingerprint: str  # of all images and labels
     test_name: str  # "test", or "held-out" if it was split off a table
 
     @property
@@ -320,6 +342,7 @@ def read_digits(source, device):
         test_labels=test_labels,
         x_shown=x_test[first_ten_of_each_digit(test_labels)],
         identity={"count": len(images), "md5": idx_md5(images)},
+        fingerprint=fingerprint(images, labels, test_images, test_labels),
         test_name=source.test_name,
     )
 
@@ -336,6 +359,15 @@ def first_ten_of_each_digit(labels):
         all_of_digit = np.flatnonzero(labels == digit)
         indices.append(np.resize(all_of_digit, 10))  # which repeats them if they are fewer
     return np.concatenate(indices)
+
+
+def fingerprint(*arrays):
+    """A checksum of arrays, by which --resume tells whether the data are the same."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(str(array.shape).encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 def idx_md5(images):

@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 import io
 import os
+import re
 from functools import partial
 from pathlib import Path
 
@@ -26,13 +27,14 @@ from PIL import Image
 from lib import plots
 from lib.cli import Parser, between, nonempty_path
 from lib.errors import InputError
-from lib.files import read_lines, replace_images, reserved, write_files
-from models import SHIPPED, decode_images, load_checkpoint, sample_noise
+from lib.files import numbered_images, read_lines, replace_images, reserved, write_files
+from models import RETRAIN, SHIPPED, decode_images, load_checkpoint, sample_noise
 
 PROJECT = Path(__file__).resolve().parent
 OUT = PROJECT / "imgs_generated"
 SHEET = PROJECT / "figures/generated.png"
 MAX_COUNT = 10_000  # images
+SEPARATOR = re.compile(r"\s*,\s*|\s+")  # of numbers: a comma or blanks
 
 
 def main():
@@ -45,6 +47,8 @@ def main():
         codes = decoder.sample(noise)
     codes = codes.numpy()
     images = decode_images(decoder, codes)  # [N, 784] in [0, 1]
+    if not np.isfinite(images).all():
+        raise InputError(f"{args.checkpoint}: decodes to numbers that are not finite; {RETRAIN}")
     pngs = [png_bytes(image) for image in images]
 
     # The sheet of all images is drawn only with those of the default folder.
@@ -85,9 +89,12 @@ def parse_arguments():
 
 def check_replaceable(args, count, with_sheet):
     """Raise an InputError if an image would replace an input or what no earlier run made."""
-    outputs = [args.out / f"{number:02d}.png" for number in range(count)]
+    outputs = {args.out / f"{number:02d}.png" for number in range(count)}
+    outputs.update(numbered_images(args.out))  # those that are too many are removed
     inputs = {os.path.realpath(path) for path in (args.checkpoint, args.codes) if path}
-    for path in [*outputs, *([SHEET] if with_sheet else [])]:
+    if with_sheet:
+        outputs.add(SHEET)
+    for path in sorted(outputs):
         if os.path.realpath(path) in inputs:
             raise InputError(f"{path}: is also an input; name another folder with --out")
         if path.is_symlink():
@@ -116,12 +123,12 @@ def read_codes(path, latent_dim):
     """
     codes = []
     for number, line in enumerate(read_lines(path), start=1):
-        words = line.replace(",", " ").split()
-        if not words:
+        if not line.strip():
             continue
+        words = SEPARATOR.split(line.strip())
         needed = f"--codes {path}, line {number}: needs {latent_dim} finite numbers"
         try:
-            code = torch.tensor([float(word) for word in words])
+            code = torch.tensor([float(word) for word in words if "_" not in line])
         except ValueError:
             raise InputError(needed) from None
         if len(code) != latent_dim or not code.isfinite().all():

@@ -14,6 +14,10 @@ MAX_FILE_BYTES = (
     2**28
 )  # what it takes to continue the training of a model of 2 million weights: 2**24
 MAX_JSON_BYTES = 2**24  # of names, sizes and contents; a log of 20 epochs has a thousandth of it
+OPTIMIZER_STATES = {  # what an optimizer keeps of each parameter
+    "AdamW": {"step", "exp_avg", "exp_avg_sq"},
+    "Muon": {"momentum_buffer"},
+}
 PICKLE_STARTS = b"PK", b"\x80\x02"  # of files of torch.save, new and old
 
 
@@ -90,13 +94,23 @@ def optimizer_groups(optimizer, name):
 
 
 def restore_optimizer(optimizer, name, groups):
-    """Put back what `optimizer_groups` gave; KeyError if a parameter's part is missing.
+    """Put back what `optimizer_groups` gave.
 
-    Settings, such as the learning rate, stay those of `optimizer`.
+    Settings, such as the learning rate, stay those of `optimizer`. Raises KeyError or ValueError: a
+    parameter's part is missing or of another shape.
     """
     state_dict = optimizer.state_dict()
-    parameters = [index for group in state_dict["param_groups"] for index in group["params"]]
-    state_dict["state"] = {index: groups[f"{name}/{index}"] for index in parameters}
+    indices = [index for group in state_dict["param_groups"] for index in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    states = {}
+    for index, parameter in zip(indices, parameters, strict=True):
+        states[index] = groups[f"{name}/{index}"]
+        if states[index].keys() != OPTIMIZER_STATES[type(optimizer).__name__]:
+            raise ValueError("not what the optimizer keeps of a parameter")
+        for key, tensor in states[index].items():
+            if tensor.shape != (torch.Size() if key == "step" else parameter.shape):
+                raise ValueError(f"{key} of another shape")
+    state_dict["state"] = states
     optimizer.load_state_dict(state_dict)
 
 

@@ -2,12 +2,16 @@
 
 import argparse
 import contextlib
+import math
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from lib.errors import InputError, is_out_of_memory
+
+_interrupted_at = -math.inf  # when Ctrl-C came last
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,7 +79,7 @@ def run(main, memory_advice="close other programs"):
     is_prepared = signal.getsignal(signal.SIGINT) is _exit_at_once
     try:
         if is_prepared:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, _interrupt_once)
         try:
             return main()
         finally:
@@ -103,6 +107,15 @@ def run(main, memory_advice="close other programs"):
     except OSError:
         _discard(sys.stderr)
     sys.exit(status)
+
+
+def _interrupt_once(*_):
+    """A signal handler: raise a KeyboardInterrupt; another Ctrl-C within a second does no more."""
+    global _interrupted_at
+    if time.monotonic() - _interrupted_at < 1:
+        return
+    _interrupted_at = time.monotonic()
+    raise KeyboardInterrupt
 
 
 def _exit_at_once(*_):

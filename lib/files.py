@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -11,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from lib.errors import InputError, explained
 
+LEFT_BY_A_KILLED_RUN = re.compile(r"\.\d\d+\.png\.tmp")
 MAX_LINE_LENGTH = 100_000  # characters; 785 columns of a table have at most a long name each
 
 
@@ -98,16 +100,22 @@ def _remove_if_empty(folder):
 
 def replace_images(folder, images):
     """Make `folder` hold these images, as bytes, as 00.png, 01.png, ..., in place of older ones."""
-    numbered = (folder / f"{number:02d}.png" for number in itertools.count())
-    older = list(itertools.takewhile(Path.is_file, numbered))
+    older = numbered_images(folder)
     files = {folder / f"{number:02d}.png": image for number, image in enumerate(images)}
-    for temporary in folder.glob(".[0-9]*.png.tmp"):  # of a run that was killed
-        remove_if_there(temporary)
+    for temporary in folder.glob(".*.png.tmp"):
+        if LEFT_BY_A_KILLED_RUN.fullmatch(temporary.name):
+            remove_if_there(temporary)
     write_files(files)
     surplus = older[len(files) :]
     for path in reversed(surplus):  # if it is stopped, the rest is still numbered from 00
         with _writing(path):
             path.unlink()
+
+
+def numbered_images(folder):
+    """The files 00.png, 01.png, ... in a folder, as far as they follow each other."""
+    numbered = (folder / f"{number:02d}.png" for number in itertools.count())
+    return list(itertools.takewhile(Path.is_file, numbered))
 
 
 def read_lines(path):
@@ -144,14 +152,13 @@ def files_below(folder, depth, max_files):
                 continue
             visited.add(place.resolve())
             try:
-                entries = sorted(place.iterdir())
+                entries = [entry for entry in sorted(place.iterdir()) if not is_hidden(entry)]
+                files += [entry for entry in entries if entry.is_file()]
+                next_level += [entry for entry in entries if entry.is_dir()]
             except OSError as error:
                 if place == folder:
                     raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
                 continue  # not the user's, so it is not what the user means
-            entries = [entry for entry in entries if not is_hidden(entry)]
-            files += [entry for entry in entries if entry.is_file()]
-            next_level += [entry for entry in entries if entry.is_dir()]
             if len(files) + len(next_level) > max_files:
                 raise InputError(f"{folder}: has too many files; name a folder below it")
         level = next_level

@@ -33,7 +33,9 @@ NAME = re.compile(
     r"[-_.]idx[123][-_.](?:ubyte|int)(?:\.gz)?",
     re.IGNORECASE,
 )
-TRANSPOSED = re.compile(r"(?:.*[^a-z])?emnist", re.IGNORECASE)  # prefixes; rows and columns swapped
+TRANSPOSED = re.compile(r"(?:.*[^a-z])?emnist", re.IGNORECASE)  # EMNIST swaps rows and columns
+SPLIT_FOLDER = re.compile(r"(?<![a-z0-9])(train|test|t10k)(ing)?(?![a-z0-9])")
+MAX_BYTES = 2**28  # that are compared of two files; 240,000 images have fewer
 
 
 class IdxSet(NamedTuple):
@@ -70,8 +72,8 @@ def find_idx_sets(paths):
     """The sets that files make, [IdxSet], complete or not.
 
     Files belong together if they have the same prefix and are in one folder, or each in a folder of
-    its own name there (as Kaggle packs them), or by their split in two folders with `train` and
-    `test` in their names.
+    its own name there (as Kaggle packs them), or each split in a folder whose name has the word
+    `train` or `test` in it, and is the same otherwise.
     Raises InputError: two files of different contents claim to be the same part of a set.
     """
     found = {}  # {(folder, prefix): {role: [path]}}
@@ -79,7 +81,7 @@ def find_idx_sets(paths):
         parsed = parse_name(path)
         if parsed:
             prefix, split, kind = parsed
-            roles = found.setdefault((_folder_of_set(path), prefix), {})
+            roles = found.setdefault((folder_of_set(path), prefix), {})
             roles.setdefault((split, kind), []).append(path)
     sets = []
     for (folder, prefix), roles in _splits_joined(found).items():
@@ -88,7 +90,7 @@ def find_idx_sets(paths):
     return sets
 
 
-def _folder_of_set(path):
+def folder_of_set(path):
     """The folder in which a file, or the folder of its own name around it, stands."""
     folder = path.parent
     while parse_name(folder):
@@ -101,11 +103,12 @@ def _splits_joined(found):
     joined = {}
     for (folder, prefix), roles in found.items():
         splits = {split for split, _ in roles}
-        if len(splits) == 1:
+        words = {match[1] for match in SPLIT_FOLDER.finditer(folder.name.lower())}
+        if len(splits) == 1 and len(words) == 1:
             (split,) = splits
-            names = ("train",) if split == "train" else ("test", "t10k")
-            if any(name in folder.name.lower() for name in names):
-                folder = folder.parent
+            (word,) = words
+            if (split == "train") == (word == "train"):
+                folder = folder.with_name(SPLIT_FOLDER.sub("*", folder.name.lower()))
         into = joined.setdefault((folder, prefix), {})
         for role, paths in roles.items():
             into.setdefault(role, []).extend(paths)
@@ -122,10 +125,11 @@ def _the_one(paths):
 
 
 def _content_digest(path):
+    """A checksum of what a file holds, unpacked, up to MAX_BYTES."""
     digest = hashlib.sha256()
     with _reading(path), _open(path) as file:
-        while block := file.read(2**20):
-            digest.update(block)
+        for _ in range(MAX_BYTES // 2**20):
+            digest.update(file.read(2**20))
     return digest.digest()
 
 
@@ -152,9 +156,19 @@ def read_idx(path, kind, image_shape, max_count):
     array = np.frombuffer(bytearray(body), dtype).reshape(sizes)  # PyTorch warns if it is read-only
     if kind == LABELS:
         array = array.reshape(len(array), -1)[:, 0].astype(np.int64)
-    elif TRANSPOSED.match(parse_name(path)[0] if parse_name(path) else ""):
-        array = np.ascontiguousarray(array.transpose(0, 2, 1))
+    elif is_transposed(path):
+        array = upright(array)
     return array
+
+
+def is_transposed(path):
+    """Whether a file is of EMNIST, which swaps rows and columns, as its name says."""
+    return bool(TRANSPOSED.match(path.name))
+
+
+def upright(images):
+    """EMNIST's images [N, H, W] as they were written."""
+    return np.ascontiguousarray(images.transpose(0, 2, 1))
 
 
 def _check_magic(path, magic, kind):

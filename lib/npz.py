@@ -1,5 +1,8 @@
 """Reads the arrays of an .npz file, without pickle, which could run code."""
 
+import io
+import math
+import warnings
 import zipfile
 
 import numpy as np
@@ -9,12 +12,16 @@ from lib.errors import InputError, explained
 ZIP_MAGIC = b"PK\x03\x04"
 
 
+MAX_HEADER_BYTES = 10_000  # of an array's description; NumPy has the same limit
+MAX_ARRAY_BYTES = 2**29
+
+
 def is_npz_with(path, names):
     """Whether a file is an .npz file with arrays of these names."""
     try:
         with zipfile.ZipFile(path) as archive:
             return {f"{name}.npy" for name in names} <= set(archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except Exception:  # damaged archives raise errors of many kinds
         return False
 
 
@@ -24,25 +31,44 @@ def read_npz_array(path, name, item_shape, max_count, max_value):
     Raises InputError: it is damaged, something else, or has more than `max_count` items.
     """
     with (
-        explained(path, f"{name} cannot be read", "copy it again"),  # many kinds of errors
+        explained(path, f"{name} cannot be read", "copy it again"),  # errors of many kinds
         zipfile.ZipFile(path) as archive,
         archive.open(f"{name}.npy") as file,
     ):
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        else:
-            shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(file)
+        shape, is_fortran, dtype = _read_header(file)
         if dtype.kind not in "ui" or len(shape) != 1 + len(item_shape) or shape[1:] != item_shape:
             needed = "x".join(["N", *map(str, item_shape)])
             raise InputError(f"{path}: {name} needs whole numbers in the shape {needed}")
         if not 0 < shape[0] <= max_count:
             raise InputError(f"{path}: {name} has {shape[0]} items; 1 to {max_count} can be read")
-        count = int(np.prod(shape))
-        body = file.read(count * dtype.itemsize + 1)
-        if len(body) != count * dtype.itemsize:
+        array_bytes = math.prod(shape) * dtype.itemsize
+        if array_bytes > MAX_ARRAY_BYTES:
+            raise InputError(f"{path}: {name} is too large; save it with the type uint8")
+        body = file.read(array_bytes + 1)  # one more, to notice one that is too long
+        if len(body) != array_bytes:
             raise InputError(f"{path}: {name} is not as long as it promises; copy it again")
     array = np.frombuffer(body, dtype).reshape(shape, order="F" if is_fortran else "C")
     if array.min() < 0 or array.max() > max_value:
         raise InputError(f"{path}: {name} has values outside 0 to {max_value}")
     return array
+
+
+def _read_header(file):
+    """The shape, whether the order is Fortran's, and the type of an array in a file.
+
+    It begins with 6 magic bytes, 2 of the version and 2 or 4 that say how long the header is.
+    """
+    start = file.read(8)
+    length_bytes = {(1, 0): 2, (2, 0): 4, (3, 0): 4}[tuple(start[6:])]
+    length = file.read(length_bytes)
+    header_bytes = int.from_bytes(length, "little")
+    if header_bytes > MAX_HEADER_BYTES:
+        raise ValueError("a header that no array has")
+    whole_header = io.BytesIO(start + length + file.read(header_bytes))
+    np.lib.format.read_magic(whole_header)
+    read = np.lib.format.read_array_header_1_0
+    if length_bytes == 4:
+        read = np.lib.format.read_array_header_2_0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of files that Python 2 wrote
+        return read(whole_header)

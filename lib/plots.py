@@ -85,6 +85,7 @@ def own_style():
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of old settings, and caches
     os.environ.pop("MPLBACKEND", None)  # no backend is used, and an unknown one ends the import
     warnings.filterwarnings("ignore", module="matplotlib|pyparsing")  # old versions of the two
+    warnings.filterwarnings("ignore", message="constrained_layout not applied")  # for odd codes
     import matplotlib
 
     with matplotlib.rc_context():

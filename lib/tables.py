@@ -9,7 +9,9 @@ from lib.files import read_lines
 
 LABEL_NAMES = {"label", "labels", "class", "digit", "target", "y"}  # of the label's column
 MAX_PIXEL = 255
-SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|test)")  # of a file, at the start of a word
+PIXELS = 784  # of an image in a table that is found in a folder
+SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|test)(?=ing(?![a-z])|(?![a-z]))")  # a word
+NO_LABEL_NAMES = {"id", "index", "row", "unnamed: 0", "number", "no", "#", ""}
 
 
 def read_table(path, pixels, classes=10):
@@ -22,7 +24,7 @@ def read_table(path, pixels, classes=10):
     names, table, line_numbers = _read_rows(path, columns=1 + pixels)
     column = _named_column(path, names)
     if column is None:
-        column = _column_of_labels(path, table, line_numbers, classes)
+        column = _column_of_labels(path, names, table, line_numbers, classes)
     labels = table[:, column].astype(np.int64)
     if labels.max() >= classes:
         line = line_numbers[labels.argmax()]
@@ -32,28 +34,35 @@ def read_table(path, pixels, classes=10):
     return np.delete(table, column, axis=1), labels
 
 
-def find_pairs(files):
-    """Tables that stand in one folder, one with train and one with test in its name.
+def find_tables(files):
+    """The tables among files: pairs of a train and a test table, and single ones.
 
-    [{"train": path, "test": path}].
-    Raises InputError: in one folder there are several of a split.
+    ([{"train": path, "test": path}], [path]). The tables of a pair stand in one folder, have the
+    words `train` and `test` in their names, and the same names otherwise.
     """
-    folders = {}  # {folder: {split: [path]}}
-    for path in files:
-        splits = set(SPLIT_IN_NAME.findall(path.name.lower()))
-        if path.suffix.lower() == ".csv" and len(splits) == 1:
-            tables = folders.setdefault(path.parent, {"train": [], "test": []})
-            tables[splits.pop()].append(path)
-    pairs = []
-    for folder, tables in folders.items():
-        if not tables["train"] or not tables["test"]:
-            continue
-        both = tables["train"] + tables["test"]
-        if len(both) > 2:
-            names = ", ".join(path.name for path in both)
-            raise InputError(f"{folder}: several tables: {names}; leave two of them there")
-        pairs.append({"train": tables["train"][0], "test": tables["test"][0]})
-    return pairs
+    tables = [path for path in files if path.suffix.lower() == ".csv" and _looks_like_table(path)]
+    by_name = {}  # {(folder, name without the split): {split: path}}
+    for path in tables:
+        splits = set(SPLIT_IN_NAME.findall(path.stem.lower()))
+        if len(splits) == 1:
+            key = path.parent, SPLIT_IN_NAME.sub("*", path.stem.lower())
+            by_name.setdefault(key, {})[splits.pop()] = path
+    pairs = [
+        {"train": pair["train"], "test": pair["test"]}
+        for pair in by_name.values()
+        if len(pair) == 2
+    ]
+    in_pairs = {path for pair in pairs for path in pair.values()}
+    return pairs, [path for path in tables if path not in in_pairs]
+
+
+def _looks_like_table(path):
+    """Whether the first line of a file has as many values as an image has pixels, and a label."""
+    try:
+        first_line = next(read_lines(path), "")
+    except InputError:
+        return False
+    return first_line.count(",") == PIXELS
 
 
 def _read_rows(path, columns):
@@ -113,10 +122,11 @@ def _named_column(path, names):
     return column
 
 
-def _column_of_labels(path, table, line_numbers, classes):
+def _column_of_labels(path, names, table, line_numbers, classes):
     """The column, the first or the last, whose values can be labels if those of the other cannot.
 
-    A column with a value that is no label is none, nor is a column of zeros if the other varies.
+    A column with a value that is no label is none, nor is a column of zeros if the other varies,
+    nor one that is named as a number of the line.
     """
     first = 0
     last = table.shape[1] - 1
@@ -125,7 +135,9 @@ def _column_of_labels(path, table, line_numbers, classes):
     lines = []
     for name, column, other in (("first", first, last), ("last", last, first)):
         values = table[:, column]
-        if values.max() >= classes:
+        if names and names[column] in NO_LABEL_NAMES:
+            problems.append(f"the name {names[column]!r} of the {name} column")
+        elif values.max() >= classes:
             line = line_numbers[(values >= classes).argmax()]
             lines.append(line)
             problems.append(f"{values[values >= classes][0]} in the {name} column")

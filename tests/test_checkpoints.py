@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from conftest import assert_one_line, call
 
+import auto_encoder
 import decoder_generate
 import models
 from lib import checkpoints
@@ -81,7 +82,7 @@ def test_what_is_no_checkpoint(tmp_path, complaint, kind):
     old = path.read_bytes()[:2] in (b"PK", b"\x80\x02")
     for reader in (
         "models.load_checkpoint",
-        "lambda path: auto_encoder.restore(path, {}, None, ())",
+        "lambda path: auto_encoder.restore(path, {}, None, (), {})",
     ):
         message = complaint(reader, path, megabytes=60)
         assert message.startswith(f"{path}: ")
@@ -167,6 +168,35 @@ def test_a_checkpoint_says_what_its_architecture_depends_on(tmp_path):
     assert len(loaded.make_grid().codes) == 45**2
     with pytest.raises(ValueError, match="multiple"):
         GridVAE(regions_per_side=10)
+
+
+LOGS = [{}, 5, [], [1], [{}], "ab", [{"train": 1, "test": 2, "seconds": 3}], [None] * 100]
+
+
+def test_forged_resume_files(tmp_path, trained_a_little):
+    """With right checksums, and something else in the place of each part."""
+    flags, model, optimizers, history = trained_a_little
+    whole = auto_encoder.resume_bytes(*trained_a_little)
+    path = tmp_path / "a"
+    path.write_bytes(whole)
+    untrained = history.snapshots[0]
+    assert auto_encoder.restore(path, flags, model, optimizers, untrained).log == history.log
+    tensors, contents = checkpoints.read_file(path, auto_encoder.RESUME_FORMAT, "")
+    contents.pop("format")
+    forged = [(tensors, {**contents, "log": log}) for log in LOGS]
+    for name in tensors:
+        without = {other: tensor for other, tensor in tensors.items() if other != name}
+        forged.append((without, contents))
+        forged.append(({**tensors, name: torch.ones(3, 1, 2)}, contents))
+    for name in ("snapshot/-1/codes", "snapshot/1000000000/codes", "snapshot/x/codes", "best/more"):
+        forged.append(({**tensors, name: torch.ones(3, 2)}, contents))
+    assert len(forged) > 100
+    for other_tensors, other_contents in forged:
+        path.write_bytes(
+            checkpoints.file_bytes(auto_encoder.RESUME_FORMAT, other_tensors, other_contents)
+        )
+        with pytest.raises(InputError, match="leave out --resume"):
+            auto_encoder.restore(path, flags, model, optimizers, untrained)
 
 
 def test_a_file_that_is_too_large(tmp_path, monkeypatch):

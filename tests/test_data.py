@@ -3,11 +3,15 @@
 import gzip
 import hashlib
 import http.server
+import io
+import os
 import re
 import shutil
 import struct
 import sys
 import threading
+import time
+import zipfile
 from collections import Counter
 from functools import partial
 
@@ -129,6 +133,11 @@ def as_tables(names, header=True):
     return write
 
 
+def emnist_tables(folder):
+    transpose_images(folder)
+    return as_tables(["emnist-digits-train.csv", "emnist-digits-test.csv"], header=False)(folder)
+
+
 def as_npz(folder):
     (x_train, y_train), (x_test, y_test) = (load_digits(folder, split) for split in FILES)
     for name in MD5:
@@ -242,13 +251,14 @@ def test_several_sets(folder, tmp_path, mnist):
         load_digits(parent, "train")
     shutil.rmtree(parent / "FashionMNIST")
     assert len(load_digits(parent, "train")[0]) == 30
+    line = ["0" + ",0" * 784]
     for name in ("my_train.csv", "my_test.csv"):
-        (parent / name).write_text("0\n")
+        write_lines(parent / name, line)
     with pytest.raises(InputError, match=r"several sets: .*my_train\.csv and .*my_test\.csv"):
         load_digits(parent, "train")
-    (parent / "old_train.csv").write_text("0\n")
-    with pytest.raises(InputError, match=r"several tables: my_train\.csv, old_train\.csv, my_test"):
-        load_digits(parent, "train")
+    (parent / "my_test.csv").unlink()
+    with pytest.raises(InputError, match=r"several sets: .*MNIST/raw/\*, .*/my_train\.csv;"):
+        load_digits(parent, "train")  # a table alone counts as well, however far above
     emnist_folder = tmp_path / "emnist"
     for split in ("digits", "letters"):
         renamed_folder = shutil.copytree(folder, tmp_path / f"of {split}")
@@ -258,6 +268,83 @@ def test_several_sets(folder, tmp_path, mnist):
         InputError, match=r"several sets: .*/emnist-digits-\*, .*/emnist-letters-\*"
     ):
         load_digits(emnist_folder, "train")
+
+
+PIECES = {  # two halves that do not belong together, by their folders or names
+    "other words": ("mnist_train/", "fashion_test/"),
+    "one of them": ("", "fashion_test/"),
+    "parts of words": ("constrained/", "latest/"),
+}
+
+
+@pytest.mark.parametrize("kind", PIECES)
+def test_halves_of_two_sets_are_not_joined(folder, kind):
+    train, test = PIECES[kind]
+    rename(folder, {name: (train if "train" in name else test) + name for name in MD5})
+    with pytest.raises(InputError, match="several sets"):
+        load_digits(folder, "train")
+
+
+@pytest.mark.parametrize(
+    "names", [("train.csv", "latest.csv"), ("fashion_train.csv", "mnist_test.csv")]
+)
+def test_tables_that_do_not_belong_together(folder, names):
+    folder = as_tables(names)(folder)
+    with pytest.raises(InputError, match="several sets"):
+        load_digits(folder, "train")
+
+
+def test_a_folder_with_one_table(tmp_path, mnist):
+    """As Kaggle's digit recognizer, whose test.csv has no labels."""
+    lines = table_of(mnist.train_images[:50], mnist.train_labels[:50])
+    write_lines(tmp_path / "train.csv", [",".join(["label", *map(str, range(784))]), *lines])
+    write_lines(tmp_path / "test.csv", [line.partition(",")[2] for line in lines])
+    write_lines(tmp_path / "sample_submission.csv", ["ImageId,Label", "1,0"])
+    assert sum(len(load_digits(tmp_path, split)[0]) for split in FILES) == 50
+    assert data.find_source(tmp_path).test_name == "held-out"
+
+
+def test_a_file_of_kaggles_set_stands_for_it(folder, mnist):
+    folder = both_kaggle_forms(folder)
+    for path in (folder / IMAGES / IMAGES, folder / dotted(LABELS)):
+        assert np.array_equal(load_digits(path, "test")[1], mnist.test_labels[-20:])
+
+
+def test_what_is_no_file(folder):
+    """A pipe in the place of a file, and a folder that may not be searched."""
+    (folder / LABELS).unlink()
+    os.mkfifo(folder / LABELS)
+    for path in (folder, folder / IMAGES):
+        with pytest.raises(InputError, match=f"no {LABELS}"):
+            load_digits(path, "train")
+
+
+def test_an_archive_beside_the_set_is_not_looked_into(folder):
+    """Whatever is wrong with it."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a", "a")
+    content = bytearray(buffer.getvalue())
+    start = content.find(b"PK\1\2")
+    for place, value in ((start + 6, 99), (start + 46, 0xFF)):
+        spoilt = content.copy()
+        spoilt[place] = value
+        spoilt[start + 9] = 8
+        (folder / "other.zip").write_bytes(spoilt)
+        assert len(load_digits(folder, "train")[0]) == 30
+
+
+def test_two_gzip_bombs(folder):
+    """That claim to be the same file are not unpacked for ever."""
+    (folder / IMAGES).unlink()
+    for name in (IMAGES, dotted(IMAGES)):
+        with open(folder / f"{name}.gz", "wb") as file:
+            file.write(gzip.compress(sized(30, 28, 28)))
+            file.write(gzip.compress(bytes(2**26), 1) * 40)
+    started = time.monotonic()
+    with pytest.raises(InputError, match="too long"):
+        load_digits(folder, "train")
+    assert time.monotonic() - started < 10
 
 
 def test_two_files_that_claim_to_be_the_same(folder):
@@ -284,7 +371,6 @@ NO_DIGITS = {
     "many": ({f"{n}.txt": b"" for n in range(9)}, "0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 4 more"),
     "too deep": ({f"a/b/c/d/{name}": b"" for name in MD5}, "it holds a/"),
     "one table": ({"digits.csv": b"0"}, "it holds digits.csv"),
-    "a contest": ({"train.csv": b"0", "contest.csv": b"0"}, "it holds contest.csv, train.csv"),
     "another prefix": ({f"x{name}": b"" for name in MD5}, f"x{IMAGES}"),
 }
 
@@ -361,6 +447,24 @@ def test_npz_files_that_are_something_else(tmp_path, complaint):
         message = complaint(READER, tmp_path / "a.npz", megabytes=10)
         assert message.startswith(f"{tmp_path / 'a.npz'}: ")
         assert part in message
+    headers = [
+        b"{'descr': ",
+        b"{[]: 1}",
+        b"{1:2,'a':3}",
+        b"if 1:\n  a\n b",
+        b"{'descr': ()}",
+        b"\\",
+    ]
+    for header in [*headers, b" " * 10**7]:
+        with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in whole:
+                length = struct.pack("<I", len(header))
+                archive.writestr(f"{name}.npy", b"\x93NUMPY\2\0" + length + header)
+        assert "cannot be read" in complaint(READER, tmp_path / "a.npz", megabytes=30)
+    huge = np.zeros((240_000, 28, 28), "<i8")
+    np.savez_compressed(tmp_path / "a.npz", **{**whole, "x_train": huge})
+    del huge
+    assert "too large" in complaint(READER, tmp_path / "a.npz", megabytes=10)
     np.savez(tmp_path / "a.npz", **whole)
     content = (tmp_path / "a.npz").read_bytes()
     for cut in (100, len(content) // 2, len(content) - 30):
@@ -478,6 +582,14 @@ def test_a_first_row_on_the_line_of_the_names(tmp_path):
     first, *others = columns_of(i % 10, 0 * i)
     path = write_lines(tmp_path / "a.csv", [names + first, *others])
     with pytest.raises(InputError, match="line 1: needs a label"):
+        load_digits(path, "train")
+
+
+@pytest.mark.parametrize("name", ["id", "index", "Unnamed: 0", ""])
+def test_numbers_of_the_lines_are_no_labels(tmp_path, name):
+    names = ",".join([name, *(f"pixel{n}" for n in range(784))])
+    path = write_lines(tmp_path / "a.csv", [names, *columns_of(i % 10, 17 * i % 256)])
+    with pytest.raises(InputError, match=r"the name .* of the first column"):
         load_digits(path, "train")
 
 

@@ -201,11 +201,30 @@ cli.run(main)
 """
 
 
-def test_a_second_ctrl_c():
-    """While the line is written, and when Python ends."""
+SOON_AGAIN = """
+import os, signal
+from lib import cli
+
+cli.prepare()
+
+def main():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        os.kill(os.getpid(), signal.SIGINT)
+        print("put in order")
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize("program", [TWO_INTERRUPTIONS, SOON_AGAIN])
+def test_a_second_ctrl_c(program):
+    """While things are put in order, while the line is written, and when Python ends."""
     options = {"cwd": PROJECT, "capture_output": True, "text": True}
-    result = subprocess.run([sys.executable, "-c", TWO_INTERRUPTIONS], **options)
+    result = subprocess.run([sys.executable, "-c", program], **options)
     assert (result.returncode, result.stderr) == (130, "-c: interrupted\n")
+    assert result.stdout == ("put in order\n" if program is SOON_AGAIN else "")
 
 
 def test_a_run_in_the_background_ignores_ctrl_c(tmp_path):

@@ -27,7 +27,7 @@ from PIL import Image
 import auto_encoder
 import decoder_generate
 from auto_encoder import FIGURES, GRID_SETTINGS, PLAIN_SETTINGS
-from models import SHIPPED, VAE, checkpoint_bytes, load_checkpoint
+from models import SHIPPED, VAE, GridVAE, checkpoint_bytes, load_checkpoint
 
 TERMS = r"L_tot ([\d.]+) L_likelihood -([\d.]+) L_divergence ([\d.]+)"
 LINE = re.compile(rf"epoch (\d+): {TERMS}(?: \| validation {TERMS})? \| (?:test|held-out) {TERMS}")
@@ -125,6 +125,13 @@ def test_resume_refuses_another_run(interrupted, tmp_path, tiny_mnist):
     for other in ("--batch-size 7", "--seed 3", "--latent-dim 4", "--model ae", "--epochs 9"):
         result = call(auto_encoder, *flags(tmp_path, tiny_mnist), "--resume", *other.split())
         assert_one_line(result, "--resume", other.split()[0])
+    for name, change in (("train-labels-idx1-ubyte", 8), ("t10k-images-idx3-ubyte", 900)):
+        digits = shutil.copytree(tiny_mnist, tmp_path.parent / f"other {name}")
+        content = bytearray((digits / name).read_bytes())
+        content[change] = (content[change] + 1) % 10
+        (digits / name).write_bytes(content)
+        result = call(auto_encoder, *flags(tmp_path, digits), "--resume")
+        assert_one_line(result, "another --data")
     assert digests(tmp_path) == digests(interrupted)
     assert call(auto_encoder, *flags(tmp_path, tiny_mnist), "--resume").status == 0
     result = call(auto_encoder, *flags(tmp_path, tiny_mnist), "--resume")  # now it is finished
@@ -348,10 +355,20 @@ def test_the_generator_replaces_only_its_own_images(trained, tmp_path):
         assert_one_line(generate(trained, out), out / name, "something else")
         assert contents(out) == changed
         (out / name).write_bytes(before[name])
+    (out / "03.png").write_bytes(photo.getvalue())  # more than there will be are removed, too
+    assert_one_line(generate(trained, out, "--count", 1), out / "03.png", "something else")
+    (out / "03.png").unlink()
+    (out / "02.png").write_text("0 0\n")
+    result = generate(trained, out, "--codes", out / "02.png")
+    assert_one_line(result, out / "02.png", "also an input")
+    (out / "02.png").write_bytes(before["02.png"])
+    (out / ".2024-draft.png.tmp").write_bytes(b"mine")
     (tmp_path / "mine").write_bytes(b"mine")
     (out / "05.png").symlink_to(tmp_path / "mine")
     assert_one_line(generate(trained, out), out / "05.png", "is a link")
     (out / "05.png").unlink()
+    assert generate(trained, out).status == 0
+    assert (out / ".2024-draft.png.tmp").read_bytes() == b"mine"
     (out / "00.png").unlink()
     (out / "00.png").write_text("0 0\n")
     assert_one_line(generate(trained, out, "--codes", out / "00.png"), "also an input")
@@ -407,7 +424,15 @@ def test_a_single_training_image(tmp_path, mnist, kind):
     assert (result.status, result.stderr) == (0, "")
 
 
-BAD_CODES = ["", "1,2,3\n", "1,two\n", "0,0\n1,inf\n", "1e300 0\n"]
+def test_images_that_are_not_finite(tmp_path):
+    model = GridVAE((8, 8), (8, 8))
+    for weight in model.state_dict().values():
+        weight.fill_(3e38)
+    (tmp_path / "vae.safetensors").write_bytes(checkpoint_bytes(model))
+    assert_one_line(generate(tmp_path, tmp_path / "images"), "not finite")
+
+
+BAD_CODES = ["", "1,,2\n", "1_0 2\n", "1,2,3\n", "1,two\n", "0,0\n1,inf\n", "1e300 0\n"]
 BAD_CODES += [f"0 {' ' * 99_997}12 3\n"]  # its 100,000th character is the 1
 
 

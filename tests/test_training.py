@@ -202,7 +202,7 @@ def test_the_first_three_epochs_of_a_grid_vae_are_near_the_map(monkeypatch, imag
     """The positions are those of the images that are trained on; a resumed run has them, too."""
     model = GridVAE(*SMALL) if kind is GridVAE else VAE(3, *SMALL)
     given, log = [], []
-    digits = SimpleNamespace(x_train=images, x_test=images[:5], test_name="test")
+    digits = SimpleNamespace(x_train=images, x_test=images[:5], test_name="test", fingerprint="any")
     entry = {"train": {"L_tot": 1.0}, "test": {"L_tot": 1.0}}
     for name, stand_in in {
         "train_epoch": lambda *arguments: given.append(arguments[-1]),
@@ -238,6 +238,7 @@ def small_run(tmp_path, images):
         x_shown=images[120:130],
         last_x_test=images[100:120],
         test_name="test",
+        fingerprint="any",
     )
     settings = dataclasses.replace(
         GRID_SETTINGS, epochs=4, batch_size=20, som_epochs=2, validation=30
