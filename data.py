@@ -47,18 +47,30 @@ TABLE_LINE = f"one image per line: its label and {PIXELS} pixels, with commas be
 # --- Sources: where digits come from ----------------------------------------------------------
 
 
-class IdxSource(NamedTuple):
-    """Four idx files."""
+class Source:
+    """Files from which digits are read; a subclass knows how."""
 
-    idx_set: idx.IdxSet
-    test_name: str = "test"
+    test_name = "test"  # what the images are called that are not for training
 
-    @property
-    def files(self):
-        return list(self.idx_set.files.values())
+    def __init__(self, files):
+        self.files = files
+
+    def __str__(self):
+        return " and ".join(str(path) for path in self.files)
 
     def load(self, split):
-        """The images and labels of a split, as `load_digits` gives them."""
+        """The images and labels of a split, "train" or "test", as `load_digits` gives them."""
+        raise NotImplementedError
+
+
+class IdxSource(Source):
+    """Four idx files."""
+
+    def __init__(self, idx_set):
+        super().__init__(list(idx_set.files.values()))
+        self.idx_set = idx_set
+
+    def load(self, split):
         images_path = self.idx_set.files[split, idx.IMAGES]
         labels_path = self.idx_set.files[split, idx.LABELS]
         labels = idx.read_idx(labels_path, idx.LABELS, IMAGE_SHAPE, MAX_IMAGES)
@@ -72,25 +84,20 @@ class IdxSource(NamedTuple):
         return images, labels
 
 
-class TableSource(NamedTuple):
-    """One table, of which a fifth is the test split."""
+class TableSource(Source):
+    """One table, of which a fifth is the test split.
 
-    path: Path
-    test_name: str = "held-out"
+    A table may be sorted by its labels, and then the last images would be of one digit. So its
+    lines are put in a random order, always the same one.
+    """
 
-    def __str__(self):
-        return str(self.path)
+    test_name = "held-out"
 
-    @property
-    def files(self):
-        return [self.path]
+    def __init__(self, path):
+        super().__init__([path])
+        self.path = path
 
     def load(self, split):
-        """The images and labels of a split, as `load_digits` gives them.
-
-        A table may be sorted by its labels, and then the last images would be of one digit. So its
-        lines are put in a random order, always the same one.
-        """
         images, labels = read_images(self.path)
         order = np.random.default_rng(0).permutation(len(labels))
         images = images[order]
@@ -103,39 +110,25 @@ class TableSource(NamedTuple):
         return images[chosen], labels[chosen]
 
 
-class TwoTablesSource(NamedTuple):
-    """A table of training images and one of test images."""
+class TwoTablesSource(Source):
+    """A table of training images and one of test images, their lines in order."""
 
-    paths: dict  # {"train": path, "test": path}
-    test_name: str = "test"
-
-    def __str__(self):
-        return " and ".join(str(path) for path in self.paths.values())
-
-    @property
-    def files(self):
-        return list(self.paths.values())
+    def __init__(self, paths):
+        super().__init__([paths["train"], paths["test"]])
+        self.paths = paths
 
     def load(self, split):
-        """The images and labels of a split, in the order of the table's lines."""
         return read_images(self.paths[split])
 
 
-class NpzSource(NamedTuple):
+class NpzSource(Source):
     """An .npz file, as Keras ships MNIST."""
 
-    path: Path
-    test_name: str = "test"
-
-    def __str__(self):
-        return str(self.path)
-
-    @property
-    def files(self):
-        return [self.path]
+    def __init__(self, path):
+        super().__init__([path])
+        self.path = path
 
     def load(self, split):
-        """The images and labels of a split, as `load_digits` gives them."""
         images_name, labels_name = NPZ_NAMES[split]
         images = npz.read_npz_array(self.path, images_name, IMAGE_SHAPE, MAX_IMAGES, max_value=255)
         labels = npz.read_npz_array(self.path, labels_name, (), MAX_IMAGES, max_value=DIGITS - 1)
