@@ -65,7 +65,7 @@ from data import MNIST, Digits, find_source, read_digits
 from lib import checkpoints, latent_grid, metrics, plots
 from lib.cli import Parser, between, nonempty_path
 from lib.errors import InputError, explained
-from lib.files import remove_if_there, reserved, write_files
+from lib.files import hidden_neighbours, remove_if_there, reserved, write_files
 from lib.som import som_positions
 from models import (
     PIXELS,
@@ -959,6 +959,10 @@ def output_files(args, inputs):
                 "name another output"
             )
         taken.add(path)
+    for path in files.values():
+        for neighbour in hidden_neighbours(path):
+            if neighbour in taken:
+                raise InputError(f"{neighbour}: is needed to write {path}; name another file")
     for name, path in files.items():
         check_replaceable(name, path, is_named=path in (args.checkpoint, args.scatter))
     return files

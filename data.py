@@ -190,6 +190,8 @@ def find_source(path):
 def _find_in_folder(folder):
     """The one source of digits in a folder and up to three levels below it."""
     files = files_below(folder, DEPTH, MAX_FILES)
+    for path in files:
+        _check_npz(path)
     pairs, tables = find_tables(files)
     sources = [
         *idx.find_idx_sets(files),
@@ -208,26 +210,22 @@ def _find_in_folder(folder):
 
 def _source_of_file(path):
     """The source of digits that a file is, or belongs to."""
-    if idx.parse_name(path):
-        companions = files_below(idx.folder_of_set(path), 1, MAX_FILES)
-        prefix, split, kind = idx.parse_name(path)
-        companions = [other for other in companions if _same_set(other, path, prefix, split, kind)]
-        (idx_set,) = idx.find_idx_sets(companions)
-        return _complete(idx_set)
+    name = idx.parse_name(path)
+    if name:
+        prefix, split, kind = name
+        folder = idx.folder_of_set(path)
+        top = folder.parent if idx.is_split_folder(folder) else folder
+        for idx_set in idx.find_idx_sets(files_below(top, 2, MAX_FILES)):
+            same_role = idx_set.files.get((split, kind))
+            if same_role and idx_set.prefix == prefix and idx.folder_of_set(same_role) == folder:
+                return _complete(idx_set)
     if _is_keras_file(path):
         return NpzSource(path)
+    _check_npz(path)
     what = other_format(path)
     if what:
         raise InputError(f"{path}: is {what}; {CONVERSIONS[what]}; a table has {TABLE_LINE}")
     return TableSource(path)
-
-
-def _same_set(other, path, prefix, split, kind):
-    """Whether a file may be of the set that a named one belongs to, and is not in its place."""
-    name = idx.parse_name(other)
-    if not name or name[0] != prefix or idx.folder_of_set(other) != idx.folder_of_set(path):
-        return False
-    return name[1:] != (split, kind) or other.resolve() == path.resolve()
 
 
 def _complete(idx_set):
@@ -246,6 +244,12 @@ def _has_idx_files(folder):
     if not folder.is_dir():
         return False
     return any(idx.parse_name(path) for path in files_below(folder, DEPTH, MAX_FILES))
+
+
+def _check_npz(path):
+    """Raise an InputError if a file is named .npz, but is damaged: it may be what is meant."""
+    if path.suffix.lower() == ".npz" and npz.is_damaged(path):
+        raise InputError(f"{path}: is a damaged .npz file; copy it again")
 
 
 def _is_keras_file(path):

@@ -27,7 +27,14 @@ from PIL import Image
 from lib import plots
 from lib.cli import Parser, between, nonempty_path
 from lib.errors import InputError
-from lib.files import numbered_images, read_lines, replace_images, reserved, write_files
+from lib.files import (
+    hidden_neighbours,
+    numbered_images,
+    read_lines,
+    replace_images,
+    reserved,
+    write_files,
+)
 from models import RETRAIN, SHIPPED, decode_images, load_checkpoint, sample_noise
 
 PROJECT = Path(__file__).resolve().parent
@@ -95,7 +102,8 @@ def check_replaceable(args, count, with_sheet):
     if with_sheet:
         outputs.add(SHEET)
     for path in sorted(outputs):
-        if os.path.realpath(path) in inputs:
+        written = [os.path.realpath(path), *map(str, hidden_neighbours(path))]
+        if inputs.intersection(written):
             raise InputError(f"{path}: is also an input; name another folder with --out")
         if path.is_symlink():
             raise InputError(f"{path}: is a link; remove it or name another folder with --out")

@@ -207,6 +207,12 @@ def _writable_target(path):
     return target
 
 
+def hidden_neighbours(path):
+    """The files beside an output file that `write_files` and `reserved` make and remove."""
+    target = Path(os.path.realpath(path))
+    return [target.with_name(f".{target.name}{suffix}") for suffix in (".tmp", ".lock")]
+
+
 def _hidden_neighbour(path, suffix):
     """The hidden file beside `path` that holds its lock or its new contents."""
     target = _writable_target(path)

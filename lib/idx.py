@@ -34,7 +34,7 @@ NAME = re.compile(
     re.IGNORECASE,
 )
 TRANSPOSED = re.compile(r"(?:.*[^a-z])?emnist", re.IGNORECASE)  # EMNIST swaps rows and columns
-SPLIT_FOLDER = re.compile(r"(?<![a-z0-9])(train|test|t10k)(ing)?(?![a-z0-9])")
+SPLIT_FOLDER = re.compile(r"(?<![a-z0-9])(train|test|t10k)(ing)?(?![a-z0-9])", re.IGNORECASE)
 MAX_BYTES = 2**28  # that are compared of two files; 240,000 images have fewer
 
 
@@ -84,7 +84,7 @@ def find_idx_sets(paths):
             roles = found.setdefault((folder_of_set(path), prefix), {})
             roles.setdefault((split, kind), []).append(path)
     sets = []
-    for (folder, prefix), roles in _splits_joined(found).items():
+    for folder, prefix, roles in _splits_joined(found):
         files = {role: _the_one(same) for role, same in roles.items()}
         sets.append(IdxSet(folder, prefix, files))
     return sets
@@ -98,20 +98,29 @@ def folder_of_set(path):
     return folder
 
 
+def is_split_folder(folder):
+    """Whether a folder may hold one split alone, as its name says."""
+    return bool(SPLIT_FOLDER.search(folder.name))
+
+
 def _splits_joined(found):
-    """The same, with the sets of folders like train/ and test/ joined."""
-    joined = {}
+    """[(folder, prefix, roles)], with the sets of folders like train/ and test/ joined."""
+    groups = {}  # {(folder, its name without the split, prefix): [(folder, roles)]}
     for (folder, prefix), roles in found.items():
         splits = {split for split, _ in roles}
-        words = {match[1] for match in SPLIT_FOLDER.finditer(folder.name.lower())}
-        if len(splits) == 1 and len(words) == 1:
-            (split,) = splits
-            (word,) = words
-            if (split == "train") == (word == "train"):
-                folder = folder.with_name(SPLIT_FOLDER.sub("*", folder.name.lower()))
-        into = joined.setdefault((folder, prefix), {})
-        for role, paths in roles.items():
-            into.setdefault(role, []).extend(paths)
+        words = {match[1].lower() for match in SPLIT_FOLDER.finditer(folder.name)}
+        key = folder.parent, folder.name, prefix
+        if len(splits) == len(words) == 1 and (splits == {"train"}) == (words == {"train"}):
+            key = folder.parent, SPLIT_FOLDER.sub("/", folder.name), prefix  # no name has a slash
+        groups.setdefault(key, []).append((folder, roles))
+    joined = []
+    for (parent, _, prefix), parts in groups.items():
+        folder = parts[0][0] if len(parts) == 1 else parent
+        roles = {}
+        for _, part in parts:
+            for role, paths in part.items():
+                roles.setdefault(role, []).extend(paths)
+        joined.append((folder, prefix, roles))
     return joined
 
 

@@ -16,6 +16,15 @@ MAX_HEADER_BYTES = 10_000  # of an array's description; NumPy has the same limit
 MAX_ARRAY_BYTES = 2**29
 
 
+def is_damaged(path):
+    """Whether a file that should be an .npz file cannot be opened as one."""
+    try:
+        with zipfile.ZipFile(path):
+            return False
+    except Exception:  # of many kinds
+        return True
+
+
 def is_npz_with(path, names):
     """Whether a file is an .npz file with arrays of these names."""
     try:

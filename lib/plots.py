@@ -8,6 +8,7 @@ import io
 import logging
 import math
 import os
+import struct
 import warnings
 from typing import NamedTuple
 
@@ -305,10 +306,15 @@ def new_figure(width, height, **options):
 
 
 def is_picture_file(path):
-    """Whether a file is a PNG that Matplotlib drew, as far as its first bytes say."""
+    """Whether a file is a PNG that was drawn here, as far as its first bytes say.
+
+    They name Matplotlib, and the resolution, in pixels per metre; its own default is another one.
+    """
     with open(path, "rb") as file:
         start = file.read(1000)
-    return start.startswith(b"\x89PNG") and b"Matplotlib" in start
+    per_metre = round(STYLE["savefig.dpi"] / 0.0254)
+    resolution = b"pHYs" + struct.pack(">2I", per_metre, per_metre)
+    return start.startswith(b"\x89PNG") and b"Matplotlib" in start and resolution in start
 
 
 def png_bytes(figure):

@@ -10,8 +10,14 @@ from lib.files import read_lines
 LABEL_NAMES = {"label", "labels", "class", "digit", "target", "y"}  # of the label's column
 MAX_PIXEL = 255
 PIXELS = 784  # of an image in a table that is found in a folder
-SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|test)(?=ing(?![a-z])|(?![a-z]))")  # a word
-NO_LABEL_NAMES = {"id", "index", "row", "unnamed: 0", "number", "no", "#", ""}
+SPLIT_IN_NAME = re.compile(
+    r"(?<![a-z])(train|test)(?=ing(?![a-z])|(?![a-z]))",  # as a word
+    re.IGNORECASE,
+)
+NO_LABEL_NAMES = {
+    "", "#", "id", "imageid", "index", "row", "unnamed: 0", "number", "no", "fold",
+}  # fmt: skip
+MAX_ROWS = 240_000  # EMNIST's digits, the largest set of this kind, have as many
 
 
 def read_table(path, pixels, classes=10):
@@ -37,32 +43,44 @@ def read_table(path, pixels, classes=10):
 def find_tables(files):
     """The tables among files: pairs of a train and a test table, and single ones.
 
-    ([{"train": path, "test": path}], [path]). The tables of a pair stand in one folder, have the
-    words `train` and `test` in their names, and the same names otherwise.
+    ([{"train": path, "test": path}], [path]). The files of a pair stand in one folder, have the
+    words `train` and `test` in their names, and the same names otherwise. If the test table has no
+    labels, as Kaggle's, the other one is single.
+    Raises InputError: the other file of a pair is no table.
     """
-    tables = [path for path in files if path.suffix.lower() == ".csv" and _looks_like_table(path)]
+    tables = [path for path in files if _columns(path) == 1 + PIXELS]
     by_name = {}  # {(folder, name without the split): {split: path}}
-    for path in tables:
-        splits = set(SPLIT_IN_NAME.findall(path.stem.lower()))
+    for path in files:
+        name = path.name.partition(".")[0]
+        splits = {split.lower() for split in SPLIT_IN_NAME.findall(name)}
         if len(splits) == 1:
-            key = path.parent, SPLIT_IN_NAME.sub("*", path.stem.lower())
-            by_name.setdefault(key, {})[splits.pop()] = path
-    pairs = [
-        {"train": pair["train"], "test": pair["test"]}
-        for pair in by_name.values()
-        if len(pair) == 2
-    ]
+            key = path.parent, SPLIT_IN_NAME.sub("*", name)
+            by_name.setdefault(key, {}).setdefault(splits.pop(), []).append(path)
+    pairs = []
+    for same_name in by_name.values():
+        train, test = same_name.get("train", []), same_name.get("test", [])
+        if not (train and test and set(tables) & {*train, *test}):
+            continue
+        if len(train) == len(test) == 1 and _columns(test[0]) == PIXELS:
+            continue
+        for path in (*train, *test):
+            if path not in tables:
+                problem = f"its first line has not {1 + PIXELS} values, as that of its companion"
+                raise InputError(f"{path}: is no table; {problem}")
+        if len(train) == len(test) == 1:
+            pairs.append({"train": train[0], "test": test[0]})
     in_pairs = {path for pair in pairs for path in pair.values()}
     return pairs, [path for path in tables if path not in in_pairs]
 
 
-def _looks_like_table(path):
-    """Whether the first line of a file has as many values as an image has pixels, and a label."""
+def _columns(path):
+    """How many values the first line of a CSV file has; 0 if it is none."""
+    if path.suffix.lower() != ".csv":
+        return 0
     try:
-        first_line = next(read_lines(path), "")
+        return 1 + next(read_lines(path), "").count(",")
     except InputError:
-        return False
-    return first_line.count(",") == PIXELS
+        return 0
 
 
 def _read_rows(path, columns):
@@ -91,6 +109,8 @@ def _read_rows(path, columns):
         row = np.fromstring(line, np.int64, sep=",")
         if row.max() > MAX_PIXEL:
             raise InputError(f"{path}, line {number}: {needed}")
+        if len(rows) == MAX_ROWS:
+            raise InputError(f"{path}, line {number}: more than {MAX_ROWS:,} images")
         rows.append(row.astype(np.uint8))
         line_numbers.append(number)
     if not rows:

@@ -155,16 +155,16 @@ def disks():
         data, out, checkpoint = small_data(folder), folder / "disk", folder / "whole" / CHECKPOINT
         succeed(*training(folder / "whole", data))
         whole = digests(folder / "whole")
-        for megabytes in (1, 4, 8, 16, 24, 28, 32, 36, 40, 48):
+        for megabytes in (1, 8, 16, 32, 48, 64, 72, 80, 96, 120):
             with disk(out, megabytes):
                 count["empty disk: " + run_on(out, training(out, data), whole)] += 1
-        for kilobytes in (0, 4, 100, 1000, 3000, 10_000, 15_000, 20_000, 25_000):
-            with disk(out, 50):
+        for kilobytes in (0, 4, 100, 1000, 10_000, 40_000, 70_000, 85_000, 90_000):
+            with disk(out, 120):
                 succeed(*training(out, data))
                 fill(out, 1024 * kilobytes)
                 done = run_on(out, training(out, data, "--seed", 1))
                 count["older outputs: " + done.replace("training", "training, untouched")] += 1
-        with disk(out, 50):
+        with disk(out, 120):
             process = start(*training(out, data))
             assert process.stdout.readline().startswith("epoch 0:")
             fill(out)
@@ -181,7 +181,7 @@ def disks():
                 fill(place)
                 assert "refused" in run_on(out, generating(out, checkpoint, 200, 1))
                 count["generating: refused, older images untouched"] += 1
-        with disk(out, 50, "ro"):
+        with disk(out, 120, "ro"):
             for arguments in (training(out, data), generating(out, checkpoint)):
                 assert "refused" in run_on(out, arguments)
                 count["read-only disk: refused"] += 1

@@ -21,6 +21,7 @@ from conftest import FILES, MNIST, idx_bytes, part_of_mnist, table_of, write_lin
 
 import data
 from data import load_digits
+from lib import tables
 from lib.errors import InputError
 
 MD5 = {  # of the uncompressed files, as published with the data set's usual readers
@@ -274,6 +275,7 @@ PIECES = {  # two halves that do not belong together, by their folders or names
     "other words": ("mnist_train/", "fashion_test/"),
     "one of them": ("", "fashion_test/"),
     "parts of words": ("constrained/", "latest/"),
+    "another case": ("MNIST_train/", "mnist_test/"),
 }
 
 
@@ -292,6 +294,46 @@ def test_tables_that_do_not_belong_together(folder, names):
     folder = as_tables(names)(folder)
     with pytest.raises(InputError, match="several sets"):
         load_digits(folder, "train")
+
+
+OTHER_HALVES = {  # of a training table: a file that is no table, but may be meant
+    "mnist_test.csv": b"",
+    "mnist_test.CSV": b"5" + b";0" * 784,
+    "mnist_test.txt": b"5" + b",0" * 784,
+    "mnist_test.csv.gz": gzip.compress(b"5" + b",0" * 784),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_HALVES)
+def test_a_test_table_is_never_ignored(tmp_path, mnist, name):
+    lines = table_of(mnist.train_images[:50], mnist.train_labels[:50])
+    write_lines(tmp_path / "mnist_train.csv", lines)
+    (tmp_path / name).write_bytes(OTHER_HALVES[name])
+    with pytest.raises(InputError, match=rf"/{name}: is no table"):
+        load_digits(tmp_path, "train")
+
+
+def test_a_damaged_npz_file_is_never_ignored(folder, tmp_path):
+    whole = as_npz(shutil.copytree(folder, tmp_path / "other")).read_bytes()
+    (folder / "mnist.npz").write_bytes(whole[: len(whole) // 2])
+    for path in (folder, folder / "mnist.npz"):
+        with pytest.raises(InputError, match=r"mnist\.npz: is a damaged \.npz file"):
+            load_digits(path, "train")
+
+
+def test_too_many_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "MAX_ROWS", 29)
+    path = write_lines(tmp_path / "a.csv", columns_of(i % 10, 0 * i))
+    with pytest.raises(InputError, match="line 30: more than 29 images"):
+        load_digits(path, "train")
+
+
+def test_a_file_in_a_folder_of_its_split_stands_for_the_set(folder, mnist):
+    rename(folder, {n: f"{'train' if 'train' in n else 'test'}ing/{n}" for n in MD5})
+    for name in (f"training/{IMAGES}", "testing/t10k-labels-idx1-ubyte"):
+        assert np.array_equal(load_digits(folder / name, "test")[1], mnist.test_labels[-20:])
+    with pytest.raises(InputError, match="training: no t10k-images"):
+        load_digits(folder / "training", "train")
 
 
 def test_a_folder_with_one_table(tmp_path, mnist):
@@ -410,7 +452,7 @@ OTHER_FORMATS = {
     "a.JPG": (b"\xff\xd8\xff", "picture"),
     "a.zip": (b"PK\x03\x04", "archive"),
     "a.csv.gz": (gzip.compress(b"1,2,3"), "archive"),
-    "a.npz": (b"PK\x03\x04", "archive"),
+    "a.npz": (b"PK\x03\x04", "a damaged .npz file"),
     "a.pkl": (b"\x80\x04", "pickle"),
     "a.h5": (b"\x89HDF\r\n", "HDF5"),
     "a.xlsx": (b"", "spreadsheet"),
@@ -425,7 +467,7 @@ def test_other_formats(tmp_path, complaint, name):
     message = complaint(READER, tmp_path / name, megabytes=10)
     assert message.startswith(f"{tmp_path / name}: is a")
     assert what in message
-    assert re.search("convert|unpack|table", message)
+    assert re.search("convert|unpack|table|copy it again", message)
 
 
 def test_npz_files_that_are_something_else(tmp_path, complaint):
@@ -585,7 +627,7 @@ def test_a_first_row_on_the_line_of_the_names(tmp_path):
         load_digits(path, "train")
 
 
-@pytest.mark.parametrize("name", ["id", "index", "Unnamed: 0", ""])
+@pytest.mark.parametrize("name", ["id", "index", "Unnamed: 0", "", "fold"])
 def test_numbers_of_the_lines_are_no_labels(tmp_path, name):
     names = ",".join([name, *(f"pixel{n}" for n in range(784))])
     path = write_lines(tmp_path / "a.csv", [names, *columns_of(i % 10, 17 * i % 256)])

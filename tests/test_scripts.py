@@ -9,6 +9,7 @@ import time
 import warnings
 from pathlib import Path, PureWindowsPath
 
+import matplotlib.figure
 import numpy as np
 import pytest
 import torch
@@ -297,6 +298,29 @@ def test_an_output_never_replaces_an_input(tmp_path, tiny_mnist, monkeypatch, fl
             assert_one_line(result, path, "name another output")
     assert contents(tmp_path) == before
     assert not (tmp_path / "out").exists()
+
+
+def test_temporary_names_are_not_outputs_or_inputs(tmp_path, tiny_mnist, monkeypatch):
+    """A run writes and removes .vae.safetensors.tmp and .vae.safetensors.lock."""
+    monkeypatch.setattr(auto_encoder, "train_epoch", lambda *_: pytest.fail("trained"))
+    for ending in ("tmp", "lock"):
+        path = tmp_path / f".vae.safetensors.{ending}"
+        result = call(auto_encoder, *flags(tmp_path, tiny_mnist), "--scatter", path)
+        assert_one_line(result, path)
+        codes = tmp_path / f".00.png.{ending}"
+        codes.write_text("0 0\n")
+        result = call(decoder_generate, "--codes", codes, "--out", tmp_path)
+        assert_one_line(result, "also an input")
+        assert codes.exists()
+
+
+def test_a_plot_of_ones_own_is_not_replaced(tmp_path, tiny_mnist, monkeypatch):
+    """Matplotlib's own resolution is another one."""
+    monkeypatch.setattr(auto_encoder, "train_epoch", lambda *_: pytest.fail("trained"))
+    figure = matplotlib.figure.Figure()
+    figure.savefig(tmp_path / "loss.png")
+    arguments = flags(tmp_path / "out", tiny_mnist, figures=tmp_path)
+    assert_one_line(call(auto_encoder, *arguments), tmp_path / "loss.png", "something else")
 
 
 FOREIGN = {
