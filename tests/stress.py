@@ -166,6 +166,7 @@ def disks():
                 count["older outputs: " + done.replace("training", "training, untouched")] += 1
         with disk(out, 120):
             process = start(*training(out, data))
+            assert process.stdout.readline().startswith("data: ")
             assert process.stdout.readline().startswith("epoch 0:")
             fill(out)
             _, stderr = process.communicate(timeout=100)
