@@ -8,7 +8,6 @@
 import contextlib
 import hashlib
 import math
-import os
 import socket
 import sys
 import tempfile
@@ -142,7 +141,7 @@ class NpzSource(Source):
 
 def read_images(path):
     """The images and labels of a table, in the order of its lines."""
-    pixels, labels = read_table(path, PIXELS, DIGITS)
+    pixels, labels = read_table(path, PIXELS, DIGITS, MAX_IMAGES)
     images = pixels.reshape(-1, *IMAGE_SHAPE)
     if idx.is_transposed(path):
         images = idx.upright(images)
@@ -192,7 +191,7 @@ def _find_in_folder(folder):
     files = files_below(folder, DEPTH, MAX_FILES)
     for path in files:
         _check_npz(path)
-    pairs, tables = find_tables(files)
+    pairs, tables = find_tables(files, PIXELS)
     sources = [
         *idx.find_idx_sets(files),
         *[TwoTablesSource(pair) for pair in pairs],
@@ -248,13 +247,14 @@ def _has_idx_files(folder):
 
 def _check_npz(path):
     """Raise an InputError if a file is named .npz, but is damaged: it may be what is meant."""
-    if path.suffix.lower() == ".npz" and npz.is_damaged(path):
+    if path.suffix.lower() == ".npz" and npz.array_names(path) is None:
         raise InputError(f"{path}: is a damaged .npz file; copy it again")
 
 
 def _is_keras_file(path):
     """Whether a file is an .npz file as Keras ships MNIST."""
-    return npz.is_npz_with(path, NPZ_NAMES["train"] + NPZ_NAMES["test"])
+    needed = {*NPZ_NAMES["train"], *NPZ_NAMES["test"]}
+    return needed <= (npz.array_names(path) or set())
 
 
 def _download(folder):
@@ -268,7 +268,7 @@ def _download(folder):
         problem = "the download failed"  # if one of the next lines does
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
         with tempfile.TemporaryDirectory() as temporary:
-            with contextlib.redirect_stdout(sys.stderr or open(os.devnull, "w")):  # for its words
+            with contextlib.redirect_stdout(sys.stderr):  # stdout is the training log
                 datasets.MNIST(temporary, download=True)
             (idx_set,) = idx.find_idx_sets(Path(temporary, "MNIST/raw").iterdir())
             contents = {raw / path.name: path.read_bytes() for path in idx_set.files.values()}

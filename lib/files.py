@@ -210,10 +210,13 @@ def _writable_target(path):
 def hidden_neighbours(path):
     """The files beside an output file that `write_files` and `reserved` make and remove."""
     target = Path(os.path.realpath(path))
-    return [target.with_name(f".{target.name}{suffix}") for suffix in (".tmp", ".lock")]
+    return [_hidden_name(target, suffix) for suffix in (".tmp", ".lock")]
 
 
 def _hidden_neighbour(path, suffix):
-    """The hidden file beside `path` that holds its lock or its new contents."""
-    target = _writable_target(path)
+    """The hidden file beside `path` that holds its lock or its new contents, if it can be made."""
+    return _hidden_name(_writable_target(path), suffix)
+
+
+def _hidden_name(target, suffix):
     return target.with_name(f".{target.name}{suffix}")

@@ -127,9 +127,11 @@ def _splits_joined(found):
 def _the_one(paths):
     """One of several files that hold the same, if they do; an uncompressed one, if there is one."""
     first, *others = sorted(paths, key=lambda path: (path.suffix.lower() == ".gz", str(path)))
-    for other in others:
-        if _content_digest(first) != _content_digest(other):
-            raise InputError(f"{first}: {other} is not the same; keep one of the two")
+    if others:
+        digest = _content_digest(first)
+        for other in others:
+            if _content_digest(other) != digest:
+                raise InputError(f"{first}: {other} is not the same; keep one of the two")
     return first
 
 

@@ -9,29 +9,18 @@ import numpy as np
 
 from lib.errors import InputError, explained
 
-ZIP_MAGIC = b"PK\x03\x04"
-
-
 MAX_HEADER_BYTES = 10_000  # of an array's description; NumPy has the same limit
 MAX_ARRAY_BYTES = 2**29
 
 
-def is_damaged(path):
-    """Whether a file that should be an .npz file cannot be opened as one."""
-    try:
-        with zipfile.ZipFile(path):
-            return False
-    except Exception:  # of many kinds
-        return True
-
-
-def is_npz_with(path, names):
-    """Whether a file is an .npz file with arrays of these names."""
+def array_names(path):
+    """The names of the arrays in an .npz file; None if it is damaged or no such file."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return {f"{name}.npy" for name in names} <= set(archive.namelist())
+            members = archive.namelist()
     except Exception:  # damaged archives raise errors of many kinds
-        return False
+        return None
+    return {name.removesuffix(".npy") for name in members if name.endswith(".npy")}
 
 
 def read_npz_array(path, name, item_shape, max_count, max_value):

@@ -9,7 +9,6 @@ from lib.files import read_lines
 
 LABEL_NAMES = {"label", "labels", "class", "digit", "target", "y"}  # of the label's column
 MAX_PIXEL = 255
-PIXELS = 784  # of an image in a table that is found in a folder
 SPLIT_IN_NAME = re.compile(
     r"(?<![a-z])(train|test)(?=ing(?![a-z])|(?![a-z]))",  # as a word
     re.IGNORECASE,
@@ -17,17 +16,17 @@ SPLIT_IN_NAME = re.compile(
 NO_LABEL_NAMES = {
     "", "#", "id", "imageid", "index", "row", "unnamed: 0", "number", "no", "fold",
 }  # fmt: skip
-MAX_ROWS = 240_000  # EMNIST's digits, the largest set of this kind, have as many
 
 
-def read_table(path, pixels, classes=10):
+def read_table(path, pixels, classes, max_rows):
     """The pixels uint8 [N, pixels] and the labels int64 [N] of a table, in the order of its lines.
 
     A line has the label, first or last, and the pixels, 0 to 255. The first line may have column
     names. Without a name the label's column is told by its values, if only one can be it.
-    Raises InputError: a line is something else, or which column is the label cannot be told.
+    Raises InputError: a line is something else, there are more than `max_rows`, or which column is
+    the label cannot be told.
     """
-    names, table, line_numbers = _read_rows(path, columns=1 + pixels)
+    names, table, line_numbers = _read_rows(path, 1 + pixels, max_rows)
     column = _named_column(path, names)
     if column is None:
         column = _column_of_labels(path, names, table, line_numbers, classes)
@@ -40,15 +39,15 @@ def read_table(path, pixels, classes=10):
     return np.delete(table, column, axis=1), labels
 
 
-def find_tables(files):
-    """The tables among files: pairs of a train and a test table, and single ones.
+def find_tables(files, pixels):
+    """The tables of images among files: pairs of a train and a test table, and single ones.
 
     ([{"train": path, "test": path}], [path]). The files of a pair stand in one folder, have the
     words `train` and `test` in their names, and the same names otherwise. If the test table has no
     labels, as Kaggle's, the other one is single.
     Raises InputError: the other file of a pair is no table.
     """
-    tables = [path for path in files if _columns(path) == 1 + PIXELS]
+    tables = [path for path in files if _columns(path) == 1 + pixels]
     by_name = {}  # {(folder, name without the split): {split: path}}
     for path in files:
         name = path.name.partition(".")[0]
@@ -61,11 +60,11 @@ def find_tables(files):
         train, test = same_name.get("train", []), same_name.get("test", [])
         if not (train and test and set(tables) & {*train, *test}):
             continue
-        if len(train) == len(test) == 1 and _columns(test[0]) == PIXELS:
+        if len(train) == len(test) == 1 and _columns(test[0]) == pixels:
             continue
         for path in (*train, *test):
             if path not in tables:
-                problem = f"its first line has not {1 + PIXELS} values, as that of its companion"
+                problem = f"its first line has not {1 + pixels} values, as that of its companion"
                 raise InputError(f"{path}: is no table; {problem}")
         if len(train) == len(test) == 1:
             pairs.append({"train": train[0], "test": test[0]})
@@ -83,7 +82,7 @@ def _columns(path):
         return 0
 
 
-def _read_rows(path, columns):
+def _read_rows(path, columns, max_rows):
     """The column names (none: []), the table uint8 [N, columns], and each row's line number."""
     number_then_comma = r" *\d+ *,"
     valid_row = re.compile(rf"(?:{number_then_comma}){{{columns - 1}}} *\d+\s*", re.ASCII)
@@ -109,8 +108,8 @@ def _read_rows(path, columns):
         row = np.fromstring(line, np.int64, sep=",")
         if row.max() > MAX_PIXEL:
             raise InputError(f"{path}, line {number}: {needed}")
-        if len(rows) == MAX_ROWS:
-            raise InputError(f"{path}, line {number}: more than {MAX_ROWS:,} images")
+        if len(rows) == max_rows:
+            raise InputError(f"{path}, line {number}: more than {max_rows:,} images")
         rows.append(row.astype(np.uint8))
         line_numbers.append(number)
     if not rows:

@@ -90,6 +90,12 @@ def part_of_mnist(folder, mnist, train, test):
 
 
 @pytest.fixture(scope="session")
+def shipped():
+    """The shipped model, trained on MNIST."""
+    return models.load_checkpoint(models.SHIPPED)
+
+
+@pytest.fixture(scope="session")
 def small_mnist(tmp_path_factory, mnist):
     """1500 training and 1100 test images."""
     return part_of_mnist(tmp_path_factory.mktemp("small mnist"), mnist, 1500, -1100)

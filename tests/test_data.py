@@ -21,7 +21,6 @@ from conftest import FILES, MNIST, idx_bytes, part_of_mnist, table_of, write_lin
 
 import data
 from data import load_digits
-from lib import tables
 from lib.errors import InputError
 
 MD5 = {  # of the uncompressed files, as published with the data set's usual readers
@@ -322,7 +321,7 @@ def test_a_damaged_npz_file_is_never_ignored(folder, tmp_path):
 
 
 def test_too_many_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "MAX_ROWS", 29)
+    monkeypatch.setattr(data, "MAX_IMAGES", 29)
     path = write_lines(tmp_path / "a.csv", columns_of(i % 10, 0 * i))
     with pytest.raises(InputError, match="line 30: more than 29 images"):
         load_digits(path, "train")

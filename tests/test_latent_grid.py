@@ -10,7 +10,6 @@ from torch.distributions import Normal
 
 from data import as_input
 from lib import latent_grid
-from models import SHIPPED, load_checkpoint
 
 SIDE = 81
 AXIS = [NormalDist().inv_cdf((i + 0.5) / SIDE) for i in range(SIDE)]
@@ -24,12 +23,6 @@ def product_decoder(slope, each):
     decoder.weight.data[:each, 0] = slope
     decoder.weight.data[each : 2 * each, 1] = slope
     return decoder
-
-
-@pytest.fixture(scope="module")
-def shipped():
-    """The shipped model, trained on MNIST."""
-    return load_checkpoint(SHIPPED)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import models
 from data import as_input
 from lib import latent_grid
 from models import (
-    SHIPPED,
     VAE,
     AutoEncoder,
     Decoder,
@@ -20,18 +19,11 @@ from models import (
     InputLayer,
     RegionEncoder,
     decode_images,
-    load_checkpoint,
     make_model,
     sample_noise,
 )
 
 SMALL = (8, 8), (8, 8)  # widths of an encoder and a decoder
-
-
-@pytest.fixture(scope="module")
-def shipped():
-    """The shipped model, trained on MNIST."""
-    return load_checkpoint(SHIPPED)
 
 
 @pytest.fixture(scope="module")
