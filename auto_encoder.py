@@ -65,7 +65,13 @@ from data import MNIST, Digits, find_source, read_digits
 from lib import checkpoints, latent_grid, metrics, plots
 from lib.cli import Parser, between, nonempty_path
 from lib.errors import InputError, explained
-from lib.files import hidden_neighbours, remove_if_there, reserved, write_files
+from lib.files import (
+    check_replaceable,
+    hidden_neighbours,
+    remove_if_there,
+    reserved,
+    write_files,
+)
 from lib.som import som_positions
 from models import (
     PIXELS,
@@ -964,7 +970,8 @@ def output_files(args, inputs):
             if neighbour in taken:
                 raise InputError(f"{neighbour}: is needed to write {path}; name another file")
     for name, path in files.items():
-        check_replaceable(name, path, is_named=path in (args.checkpoint, args.scatter))
+        is_named = path in (args.checkpoint, args.scatter)
+        check_replaceable(path, OUTPUT_TESTS.get(name, plots.is_own_png), may_be_link=is_named)
     return files
 
 
@@ -977,23 +984,9 @@ def files_beside(checkpoint):
     }
 
 
-def check_replaceable(name, path, is_named):
-    """Raise an InputError if an output would replace what no earlier run made.
-
-    A link is only followed if the user named it.
-    """
-    if path.is_symlink() and not is_named:
-        raise InputError(f"{path}: is a link; remove it or name another output")
-    if not path.is_file():
-        return
-    if name in ("checkpoint", "resume"):
-        is_ours = str(checkpoints.format_of(path)).startswith("mnist-auto-encoder")
-    elif name == "metrics":
-        is_ours = is_metrics_file(path)
-    else:
-        is_ours = plots.is_picture_file(path)
-    if not is_ours:
-        raise InputError(f"{path}: was made by something else; move it or name another output")
+def is_checkpoint(path):
+    """Whether a file is a checkpoint, or what --resume needs."""
+    return str(checkpoints.format_of(path)).startswith("mnist-auto-encoder")
 
 
 def is_metrics_file(path):
@@ -1005,6 +998,10 @@ def is_metrics_file(path):
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(contents, dict) and {"settings", "versions"} <= contents.keys()
+
+
+# Whether a file is one that an earlier run made; the other outputs are pictures.
+OUTPUT_TESTS = {"checkpoint": is_checkpoint, "resume": is_checkpoint, "metrics": is_metrics_file}
 
 
 def disk_space(model, files):

@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import functools
 import hashlib
 import math
 import socket
@@ -96,8 +97,13 @@ class TableSource(Source):
         super().__init__([path])
         self.path = path
 
+    @functools.cached_property
+    def table(self):
+        """The images and labels of the whole table."""
+        return read_images(self.path)
+
     def load(self, split):
-        images, labels = read_images(self.path)
+        images, labels = self.table
         order = np.random.default_rng(0).permutation(len(labels))
         images = images[order]
         labels = labels[order]

@@ -14,7 +14,6 @@ from lib import cli
 if __name__ == "__main__":
     cli.prepare()  # before PyTorch is imported
 
-import io
 import os
 import re
 from functools import partial
@@ -22,12 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from lib import plots
 from lib.cli import Parser, between, nonempty_path
 from lib.errors import InputError
 from lib.files import (
+    check_replaceable,
     hidden_neighbours,
     numbered_images,
     read_lines,
@@ -56,11 +55,11 @@ def main():
     images = decode_images(decoder, codes)  # [N, 784] in [0, 1]
     if not np.isfinite(images).all():
         raise InputError(f"{args.checkpoint}: decodes to numbers that are not finite; {RETRAIN}")
-    pngs = [png_bytes(image) for image in images]
+    pngs = [plots.image_png_bytes(image) for image in images]
 
     # The sheet of all images is drawn only with those of the default folder.
     with_sheet = os.path.realpath(args.out) == os.path.realpath(OUT)
-    check_replaceable(args, len(pngs), with_sheet)
+    check_outputs(args, len(pngs), with_sheet)
     first_image = args.out / "00.png"  # to lock it keeps a second run out of the folder
     reserved_files = [first_image, SHEET] if with_sheet else [first_image]
     needed_bytes = 2 * sum(len(png) for png in pngs)  # new images stand beside older ones
@@ -94,7 +93,7 @@ def parse_arguments():
 # fmt: on
 
 
-def check_replaceable(args, count, with_sheet):
+def check_outputs(args, count, with_sheet):
     """Raise an InputError if an image would replace an input or what no earlier run made."""
     outputs = {args.out / f"{number:02d}.png" for number in range(count)}
     outputs.update(numbered_images(args.out))  # those that are too many are removed
@@ -105,23 +104,7 @@ def check_replaceable(args, count, with_sheet):
         written = [os.path.realpath(path), *map(str, hidden_neighbours(path))]
         if inputs.intersection(written):
             raise InputError(f"{path}: is also an input; name another folder with --out")
-        if path.is_symlink():
-            raise InputError(f"{path}: is a link; remove it or name another folder with --out")
-        if path.is_file():
-            is_ours = plots.is_picture_file(path) if path == SHEET else is_digit_image(path)
-            if not is_ours:
-                raise InputError(
-                    f"{path}: was made by something else; move it or name another folder with --out"
-                )
-
-
-def is_digit_image(path):
-    """Whether a file is a grey PNG of 28 x 28 pixels."""
-    try:
-        with Image.open(path) as image:
-            return (image.format, image.mode, image.size) == ("PNG", "L", (28, 28))
-    except (OSError, ValueError):
-        return False
+        check_replaceable(path, plots.is_own_png)
 
 
 def read_codes(path, latent_dim):
@@ -147,14 +130,6 @@ def read_codes(path, latent_dim):
     if not codes:
         raise InputError(f"--codes {path}: holds no codes")
     return torch.stack(codes)
-
-
-def png_bytes(image):
-    """An image [784] in [0, 1] as an 8-bit grey PNG file."""
-    pixels = (image * 255).round().astype(np.uint8).reshape(28, 28)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 if __name__ == "__main__":

@@ -59,10 +59,12 @@ def nonempty_path(text):
 def prepare():
     """What a script does first, before it imports PyTorch, which takes seconds.
 
-    Until `run`, Ctrl-C ends it with one line and exit status 130. Standard streams that are closed
-    are opened on the null device, so that no other file gets their numbers.
+    Until `run`, Ctrl-C ends it with one line and exit status 130, and a package that is missing or
+    cannot be loaded ends it with one line and exit status 2. Standard streams that are closed are
+    opened on the null device, so that no other file gets their numbers.
     """
     _open_closed_streams()
+    sys.excepthook = _explain_failed_import
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _exit_at_once)
 
@@ -73,6 +75,7 @@ def run(main, memory_advice="close other programs"):
     `memory_advice` says what to do if memory runs out.
     """
     _open_closed_streams()
+    sys.excepthook = sys.__excepthook__
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a notebook has its own
             stream.reconfigure(errors="backslashreplace")  # the terminal may not know a letter
@@ -120,9 +123,27 @@ def _interrupt_once(*_):
 
 def _exit_at_once(*_):
     """A signal handler: nothing has been done yet that must be put in order."""
+    _end("interrupted", status=130)
+
+
+def _explain_failed_import(kind, error, traceback):
+    """A `sys.excepthook`: one line instead of a traceback if an import fails."""
+    if not issubclass(kind, (ImportError, MemoryError, OSError)):
+        sys.__excepthook__(kind, error, traceback)
+        return
+    reason = " ".join(str(error).split()) or kind.__name__
+    _end(
+        f"a package cannot be imported ({reason}); "
+        "install what requirements.txt lists, as README.md says",
+        status=2,
+    )
+
+
+def _end(message, status):
+    """End the process at once with one line."""
     with contextlib.suppress(OSError):
-        os.write(2, f"{Path(sys.argv[0]).name}: interrupted\n".encode())
-    os._exit(130)
+        os.write(2, f"{Path(sys.argv[0]).name}: {message}\n".encode())
+    os._exit(status)
 
 
 def _open_closed_streams():

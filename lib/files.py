@@ -180,6 +180,17 @@ def describe_folder(folder, shown=5):
     return f"it holds {', '.join(names)}{more}"
 
 
+def check_replaceable(path, is_ours, may_be_link=False):
+    """Raise an InputError if an output would replace a file that no earlier run made.
+
+    `is_ours`, of a path, says whether one did. A link is only followed if it `may_be_link`.
+    """
+    if path.is_symlink() and not may_be_link:
+        raise InputError(f"{path}: is a link; remove it or name another output")
+    if path.is_file() and not is_ours(path):
+        raise InputError(f"{path}: was made by something else; move it or name another output")
+
+
 def remove_if_there(path):
     """Delete a file; leave it if that cannot be done."""
     with contextlib.suppress(OSError):

@@ -8,11 +8,12 @@ import io
 import logging
 import math
 import os
-import struct
 import warnings
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 # Of classes 0 to 9, out of Paul Tol's "vibrant", "muted" and "dark" schemes ("Colour Schemes",
 # SRON note EPS/TN/09-002, 2021): none pale on white, neighbours apart with any colour vision and in
@@ -27,6 +28,7 @@ STYLE = {"figure.constrained_layout.use": True, "savefig.dpi": 200, "font.size":
 LEGEND = {"ncols": 10, "handlelength": 1, "handletextpad": 0.2, "columnspacing": 0.9}
 SMALL_TEXT = {"fontsize": "small", "ha": "center", "va": "center"}
 LABEL_DISC = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "linewidth": 0.8}
+SOFTWARE = "auto-encoder homework"  # stands in every PNG, so that it is known to be no other's
 MINUS = "\N{MINUS SIGN}"
 IMAGE_SIDE = 28  # pixels; images are [N, 784]
 MAP_SIDE = 20  # images per side of a map of decoded images
@@ -305,20 +307,25 @@ def new_figure(width, height, **options):
     return Figure((width, height), **options)
 
 
-def is_picture_file(path):
-    """Whether a file is a PNG that was drawn here, as far as its first bytes say.
-
-    They name Matplotlib, and the resolution, in pixels per metre; its own default is another one.
-    """
-    with open(path, "rb") as file:
-        start = file.read(1000)
-    per_metre = round(STYLE["savefig.dpi"] / 0.0254)
-    resolution = b"pHYs" + struct.pack(">2I", per_metre, per_metre)
-    return start.startswith(b"\x89PNG") and b"Matplotlib" in start and resolution in start
-
-
 def png_bytes(figure):
     """The figure as a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer)
+    figure.savefig(buffer, metadata={"Software": SOFTWARE})
     return buffer.getvalue()
+
+
+def image_png_bytes(image):
+    """An image [784] in [0, 1] as a grey PNG file of 28 x 28 pixels; 1 is white."""
+    pixels = (image * 255).round().astype(np.uint8).reshape(IMAGE_SIDE, IMAGE_SIDE)
+    metadata = PngInfo()
+    metadata.add_text("Software", SOFTWARE)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=metadata)
+    return buffer.getvalue()
+
+
+def is_own_png(path):
+    """Whether a file is a PNG that was made here, as its first bytes say."""
+    with open(path, "rb") as file:
+        start = file.read(1000)
+    return start.startswith(b"\x89PNG") and b"tEXtSoftware\0" + SOFTWARE.encode() in start

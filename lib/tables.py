@@ -42,18 +42,20 @@ def read_table(path, pixels, classes, max_rows):
 def find_tables(files, pixels):
     """The tables of images among files: pairs of a train and a test table, and single ones.
 
-    ([{"train": path, "test": path}], [path]). The files of a pair stand in one folder, have the
-    words `train` and `test` in their names, and the same names otherwise. If the test table has no
-    labels, as Kaggle's, the other one is single.
+    ([{"train": path, "test": path}], [path]). The files of a pair have the words `train` and `test`
+    in their names, or in those of their folders, and the same names otherwise. If the test table
+    has no labels, as Kaggle's, the other one is single.
     Raises InputError: the other file of a pair is no table.
     """
     tables = [path for path in files if _columns(path) == 1 + pixels]
-    by_name = {}  # {(folder, name without the split): {split: path}}
+    by_name = {}  # {(folder above, folder and name without the split): {split: [path]}}
     for path in files:
         name = path.name.partition(".")[0]
-        splits = {split.lower() for split in SPLIT_IN_NAME.findall(name)}
+        folder = path.parent.name
+        splits = splits_in(name) or splits_in(folder)
         if len(splits) == 1:
-            key = path.parent, SPLIT_IN_NAME.sub("*", name)
+            without_split = [SPLIT_IN_NAME.sub("*", word) for word in (folder, name)]
+            key = (path.parent.parent, *without_split)
             by_name.setdefault(key, {}).setdefault(splits.pop(), []).append(path)
     pairs = []
     for same_name in by_name.values():
@@ -70,6 +72,11 @@ def find_tables(files, pixels):
             pairs.append({"train": train[0], "test": test[0]})
     in_pairs = {path for pair in pairs for path in pair.values()}
     return pairs, [path for path in tables if path not in in_pairs]
+
+
+def splits_in(name):
+    """Which of the words `train` and `test` a name has."""
+    return {split.lower() for split in SPLIT_IN_NAME.findall(name)}
 
 
 def _columns(path):

@@ -125,6 +125,7 @@ def as_tables(names, header=True):
 
     def write(folder):
         for path, lines in list(distribute(folder)):
+            path.parent.mkdir(exist_ok=True)
             write_lines(path, lines)
         for name in MD5:
             (folder / name).unlink()
@@ -188,6 +189,7 @@ DISTRIBUTIONS = {
     "QMNIST": renamed(qmnist, True, qmnist_labels),
     "upper case": renamed(str.upper),
     "unpacked by macOS": macos,
+    "tables in train/ and test/": as_tables(["train/mnist.csv", "test/mnist.csv"]),
     "train/ and test/": renamed(lambda name: f"{'train' if 'train' in name else 'test'}/{name}"),
     "three levels below": renamed(lambda name: f"a/b/c/{name}"),
 }

@@ -25,6 +25,7 @@ from conftest import no_file_larger_than
 
 import auto_encoder
 import decoder_generate
+from lib import plots
 from lib.files import replace_images
 from models import load_checkpoint
 
@@ -76,7 +77,7 @@ def test_stopped_in_every_way_and_resumed(tmp_path, tiny_mnist):
 def test_older_outputs_stay(tmp_path, trained, small_mnist, monkeypatch):
     """When the loss diverges from the start, and on a full disk, which is found before training."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    replace_images(tmp_path / "images", [decoder_generate.png_bytes(np.zeros(784))])
+    replace_images(tmp_path / "images", [plots.image_png_bytes(np.zeros(784))])
     generate = "--checkpoint", tmp_path / "vae.safetensors", "--out", tmp_path / "images"
     before, room = contents(tmp_path), SimpleNamespace(free=10**6)
     for options in ({"lr": 10}, {"lr": 1e6}, {"lr": 1e6, "model": "ae", "latent_dim": 8}):
@@ -149,6 +150,22 @@ def test_streams_that_are_closed_full_or_broken(tmp_path, tiny_mnist, redirectio
     result = in_bash(redirection, "decoder_generate.py", *missing)
     assert result.returncode == bad
     assert "Traceback" not in result.stderr
+
+
+FAILED_IMPORTS = {  # what a module that is missing or cannot be loaded does when it is imported
+    "torch": "raise ImportError('libtorch_cpu.so: failed to map segment from shared object')",
+    "numpy": "raise ModuleNotFoundError('No module named numpy')",
+    "safetensors": "raise OSError('cannot open\\nshared object file')",
+}
+
+
+@pytest.mark.parametrize("module", FAILED_IMPORTS)
+@pytest.mark.parametrize("script", ["auto_encoder.py", "decoder_generate.py"])
+def test_a_package_that_cannot_be_imported(tmp_path, script, module):
+    """As before the README's first command, or with too little memory."""
+    (tmp_path / f"{module}.py").write_text(FAILED_IMPORTS[module])
+    result = command(script, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert_one_line(result, "cannot be imported", "requirements.txt")
 
 
 INTERRUPT_AT_IMPORT = """

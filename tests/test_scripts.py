@@ -315,12 +315,25 @@ def test_temporary_names_are_not_outputs_or_inputs(tmp_path, tiny_mnist, monkeyp
 
 
 def test_a_plot_of_ones_own_is_not_replaced(tmp_path, tiny_mnist, monkeypatch):
-    """Matplotlib's own resolution is another one."""
+    """A picture of Matplotlib's, of the resolution that the project's own have."""
     monkeypatch.setattr(auto_encoder, "train_epoch", lambda *_: pytest.fail("trained"))
     figure = matplotlib.figure.Figure()
-    figure.savefig(tmp_path / "loss.png")
+    figure.savefig(tmp_path / "loss.png", dpi=200)
     arguments = flags(tmp_path / "out", tiny_mnist, figures=tmp_path)
     assert_one_line(call(auto_encoder, *arguments), tmp_path / "loss.png", "something else")
+
+
+@pytest.mark.parametrize("name", ["00.png", "19.png", "20.png"])
+def test_images_of_ones_own_are_not_replaced(tmp_path, trained, name):
+    """Grey ones of 28 x 28 pixels, as the script's are; 20.png would be one too many."""
+    checkpoint = "--checkpoint", trained / "vae.safetensors"
+    assert call(decoder_generate, *checkpoint, "--out", tmp_path, "--count", 30).status == 0
+    pixels = np.arange(784, dtype=np.uint8).reshape(28, 28)
+    Image.fromarray(pixels).save(tmp_path / name)
+    before = contents(tmp_path)
+    result = call(decoder_generate, *checkpoint, "--out", tmp_path)
+    assert_one_line(result, tmp_path / name, "something else")
+    assert contents(tmp_path) == before
 
 
 FOREIGN = {
