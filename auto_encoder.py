@@ -62,7 +62,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from data import MNIST, Digits, find_source, read_digits
-from lib import checkpoints, latent_grid, metrics, plots
+from lib import checkpoints, explorer, latent_grid, metrics, plots
 from lib.cli import Parser, between, nonempty_path
 from lib.errors import InputError, explained
 from lib.files import (
@@ -793,25 +793,81 @@ def draw_manifold(shown):
     return plots.draw_decoded_plane(decode, shown.plane)
 
 
-# The pictures in the folder of --figures: {file name: function of a PictureData}. If a picture is
-# only for some models, its function returns None for the others.
+def draw_explorer(shown):
+    """A page with the map, the model and the last test images; for models with two latents."""
+    model = shown.model
+    if model.latent_dim != 2:
+        return None
+    settings = {
+        "kind": "AutoEncoder",
+        "reach": shown.plane.reach,
+        "stretch": model.decoder.STRETCH,
+        "frequencies": model.decoder.FREQUENCIES,
+    }
+    name = "plain auto-encoder"
+    if isinstance(model, GridVAE):
+        name = "variational auto-encoder"
+        settings["kind"] = "VAE"
+        settings["regions_per_side"] = model.regions_per_side
+        settings["initial_logvar"] = model.encoder.INITIAL_LOGVAR
+    epochs = max(shown.snapshots)
+    l_tot = shown.log[epochs - 1]["test"]["L_tot"]
+    test_name = shown.digits.test_name
+    settings["about"] = (
+        f"A {name} with two latent variables, trained on {len(shown.digits.x_train):,} images "
+        f"({after(epochs)}). L_tot of all {len(shown.digits.x_test):,} {test_name} images: "
+        f"{l_tot:.1f} nats per image."
+    )
+    settings["images_name"] = f"the last {len(shown.digits.last_x_test)} {test_name} images"
+    worst_first = loss_above_best(model, shown.digits.last_x_test).argsort(descending=True)
+    settings["worst_first"] = worst_first.tolist()
+    return explorer.page_bytes(
+        {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()},
+        shown.digits.last_x_test.cpu().numpy(),
+        shown.final["last_codes"],
+        shown.digits.last_test_labels,
+        settings,
+    )
+
+
+@torch.no_grad()
+def loss_above_best(model, x):
+    """How far the L_tot of images [N, 784] is above -log p(x), which no encoder can beat: [N].
+
+    A plain AutoEncoder has no p(x): there it is L_tot itself. In nats; good enough to sort by.
+    """
+    draws = 8
+    side = 162  # the nodes are two standard deviations of a usual posterior apart
+    generator = torch.Generator(x.device).manual_seed(0)
+    l_tot = torch.zeros(len(x), device=x.device)
+    for _ in range(draws):
+        likelihood, divergence = model.elbo(x, generator=generator)
+        l_tot += (divergence - likelihood) / draws
+    if isinstance(model, GridVAE):
+        return l_tot + model.log_likelihood(x, side=side)
+    return l_tot
+
+
+# What is drawn into the folder of --figures: {file name: function of a PictureData}. If a picture
+# is only for some models, its function returns None for the others.
 FIGURES = {
-    "scatter_epochs": draw_scatter_epochs,
-    "reconstructions": draw_reconstructions,
-    "loss": draw_loss,
-    "sanity_check": draw_sanity_check,
-    "manifold": draw_manifold,
+    "scatter_epochs.png": draw_scatter_epochs,
+    "reconstructions.png": draw_reconstructions,
+    "loss.png": draw_loss,
+    "sanity_check.png": draw_sanity_check,
+    "manifold.png": draw_manifold,
+    "explorer.html": draw_explorer,
 }
 
 
 def draw_pictures(shown, with_figures):
-    """The PNG files of a run: {"scatter" or, `with_figures`, a name in FIGURES: bytes}."""
+    """The pictures of a run: {"scatter" or, `with_figures`, a name in FIGURES: bytes}."""
     pictures = {"scatter": draw_scatter(shown)}
     if with_figures:
         for name, draw in FIGURES.items():
-            png = draw(shown)
-            if png is not None:
-                pictures[name] = png
+            picture = draw(shown)
+            if picture is not None:
+                pictures[name] = picture
     return pictures
 
 
@@ -819,7 +875,7 @@ def draw_pictures(shown, with_figures):
 
 PROJECT = Path(__file__).resolve().parent
 MAX_INTEGER = 2**31 - 1  # of flags that have no other limit
-PICTURE_BYTES = 2**20  # more than any of the pictures has
+PICTURE_BYTES = 2**20  # more than a picture has, on average
 DEVICES = {  # name: whether this machine has it; the first that it has is the default
     "cuda": lambda: torch.cuda.is_available(),
     "cpu": lambda: True,
@@ -882,7 +938,7 @@ def parse_arguments():
     add("--scatter", type=nonempty_path, metavar="FILE", default=PROJECT / "encoder.png",
         help="picture of the codes of the last 1000 test images (default encoder.png)")
     add("--figures", type=nonempty_path, metavar="DIR", default=PROJECT / "figures",
-        help=f"folder for {', '.join(FIGURES)}.png (default figures)")
+        help=f"folder for {', '.join(FIGURES)} (default figures)")
     add("--no-figures", dest="figures", action="store_const", const=None,
         help="draw only the scatterplot")
     add = parser.add_argument_group("model").add_argument
@@ -954,7 +1010,7 @@ def output_files(args, inputs):
     files.update(files_beside(args.checkpoint))
     if args.figures:
         for figure in FIGURES:
-            files[figure] = args.figures / f"{figure}.png"
+            files[figure] = args.figures / figure
     resolved = {name: Path(os.path.realpath(file)) for name, file in files.items()}
     taken = {Path(os.path.realpath(path)) for path in (args.data, *inputs)}
     for name, path in resolved.items():
@@ -1001,7 +1057,12 @@ def is_metrics_file(path):
 
 
 # Whether a file is one that an earlier run made; the other outputs are pictures.
-OUTPUT_TESTS = {"checkpoint": is_checkpoint, "resume": is_checkpoint, "metrics": is_metrics_file}
+OUTPUT_TESTS = {
+    "checkpoint": is_checkpoint,
+    "resume": is_checkpoint,
+    "metrics": is_metrics_file,
+    "explorer.html": explorer.is_own_page,
+}
 
 
 def disk_space(model, files):
