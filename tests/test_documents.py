@@ -12,7 +12,9 @@ from statistics import mean, stdev
 import pytest
 from conftest import PROJECT
 
-from auto_encoder import format_elbo
+from auto_encoder import FIGURES, format_elbo
+from lib.explorer import is_own_page
+from lib.plots import is_own_png
 
 
 def read_json(name):
@@ -22,9 +24,9 @@ def read_json(name):
 DEFAULT = read_json("checkpoints/vae.json")
 SEEDS = [DEFAULT, *(read_json(f"benchmarks/runs/seed{seed}.json") for seed in (1, 2))]
 THREADS1, SIXTY = (read_json(f"benchmarks/runs/{name}.json") for name in ("threads1", "epochs60"))
-SPEED, ANALYSIS, GENERATION, MAP, QUADRATURE = (
+SPEED, ANALYSIS, GENERATION, MAP, QUADRATURE, EXPLORER = (
     read_json(f"benchmarks/{name}.json")
-    for name in ("speed", "analysis", "generation", "map", "quadrature")
+    for name in ("speed", "analysis", "generation", "map", "quadrature", "explorer")
 )
 ABLATION, PEERS, RECIPE = (
     read_json(f"benchmarks/{name}.json") for name in ("ablation", "peers", "recipe")
@@ -140,6 +142,13 @@ def figures():
         "step_products": f"{products:.1f}",
         "step_share": f"{100 * products / SPEED['milliseconds_a_step']:.0f}",
         "memory": f"{SPEED['peak_memory_MB']}",
+        "page_size": f"{EXPLORER['megabytes']:.2f}",
+        "page_first": f"{EXPLORER['seconds_to_first_picture']:.2f}",
+        "page_grid": f"{EXPLORER['seconds_to_whole_grid']:.2f}",
+        "page_decode": f"{EXPLORER['milliseconds_a_decode']:.2f}",
+        "page_shade": f"{EXPLORER['longest_seconds_to_first_shade']:.2f}",
+        "page_finished": f"{EXPLORER['longest_seconds_to_finished_posterior']:.2f}",
+        "page_frames": f"{EXPLORER['longest_milliseconds_between_frames']}",
     }
     for epoch in (0, 1, 19):
         named[f"epoch{epoch}"] = f"epoch {epoch}: {format_elbo(DEFAULT['log'][epoch]['train'])}"
@@ -164,11 +173,12 @@ ORDER = {  # the figures in each document, by their names above, as they stand t
         grey_seeds grey_60 binarized binarized_seeds binarized_60 knn knn_seeds knn_60 threads1
         islands_each share unsure classifier confidence confidence_random confidence_seeds
         confidence_real kinds kinds_random ablation conventional conventional_seconds
-        sooner_seconds sooner step step_float32 step_products step_share memory quadrature peers
+        sooner_seconds sooner step step_float32 step_products step_share memory page_size
+        page_first page_grid page_decode page_shade page_finished page_frames quadrature peers
         epoch0 epoch1 epoch19 tot ae32 latent20 recipe recipe_ours
     """,
     "tests/README.md": "",
-    "figures/README.md": "",
+    "figures/README.md": "page_size",
 }
 CONSTANTS = {  # figures that no run here wrote: versions, settings, and what others report
     "README.md": [
@@ -185,6 +195,7 @@ CONSTANTS = {  # figures that no run here wrote: versions, settings, and what ot
         "0.1 times",
         "0.2 % of the area",
     ],
+    "figures/README.md": ["arXiv 2409.09011", "about 3.5 MB"],
     "benchmarks/README.md": [
         "at least 0.2 % of the area",
         "Pythae 0.1.2",
@@ -217,6 +228,16 @@ def test_runs_differ_only_as_said():
     assert THREADS1["machine"]["threads"] == 1
     assert THREADS1["results"] == DEFAULT["results"]
     assert SIXTY["settings"] == DEFAULT["settings"] | {"epochs": 60}
+
+
+def test_a_run_may_replace_the_shipped_files():
+    """Both scripts refuse to replace what they did not make."""
+    pictures = [PROJECT / "encoder.png", *(PROJECT / "imgs_generated").glob("*.png")]
+    pictures += [PROJECT / "figures" / name for name in (*FIGURES, "generated.png")]
+    assert len(pictures) == 1 + 20 + len(FIGURES) + 1
+    for path in pictures:
+        is_own = is_own_page if path.suffix == ".html" else is_own_png
+        assert is_own(path), path
 
 
 def test_quadrature_is_of_the_shipped_model():

@@ -672,6 +672,11 @@ def test_sheet_of_images():
     assert np.array_equal(pixels[:28, 28:56].ravel(), (images[1] * 255).round())
 
 
+def test_the_shipped_page_holds_the_shipped_model(shipped):
+    weights = {name: tensor.numpy() for name, tensor in shipped.state_dict().items()}
+    assert explorer.base64_of(explorer.float16_bytes(weights)) in SHIPPED_PAGE.read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "written"),
     [({}, True), ({"model": "ae"}, True), ({"latent_dim": 3}, False), ("no figures", False)],
