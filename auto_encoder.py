@@ -38,13 +38,14 @@ A code z is also written as u, its place in the unit square: u = ndtr(z), the di
 of N(0, 1), in each coordinate.
 """
 
-from lib import cli
+from lib import start
 
 if __name__ == "__main__":
-    cli.prepare()  # before PyTorch is imported
+    start.prepare()  # before PyTorch is imported
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -62,7 +63,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from data import MNIST, Digits, find_source, read_digits
-from lib import checkpoints, explorer, latent_grid, metrics, plots
+from lib import checkpoints, cli, explorer, latent_grid, metrics, plots
 from lib.cli import Parser, between, nonempty_path
 from lib.errors import InputError, explained
 from lib.files import (
@@ -82,7 +83,9 @@ from models import (
     checkpoint_bytes,
     decode_images,
     kl_divergence,
+    log_bernoulli,
     make_model,
+    reparameterize,
     standard_normal_like,
 )
 
@@ -510,6 +513,7 @@ def take_snapshot(model, digits):
 
 RESUME_FORMAT = "mnist-auto-encoder-resume-7"
 ELBO_TERMS = ("L_tot", "L_likelihood", "L_divergence")
+LARGEST = 1e30  # of what a snapshot or a weight may be
 
 
 def resume_flags(description, digits):
@@ -570,9 +574,14 @@ def check_history(history, model, untrained):
     for entry in history.log:
         if not {"train", "test", "seconds"} <= entry.keys() <= measured | {"seconds"}:
             raise ValueError("an entry of the log with other names")
+        if ("validation" in entry) != ("validation" in history.log[0]):
+            raise ValueError("held-out images in some epochs alone")
         for name in measured & entry.keys():
-            format_elbo({term: float(entry[name][term]) for term in ELBO_TERMS})
-        float(entry["seconds"])
+            terms = entry[name]
+            if tuple(terms) != ELBO_TERMS or not all(isinstance(t, float) for t in terms.values()):
+                raise ValueError("terms that are no numbers")
+        if not isinstance(entry["seconds"], (int, float)):
+            raise ValueError("a time that is no number")
     times = {epochs for epochs in range(1, len(history.log) + 1) if is_snapshot_time(epochs)}
     if not history.log or history.snapshots.keys() != {0, *times}:
         raise ValueError("snapshots of other epochs")
@@ -582,6 +591,8 @@ def check_history(history, model, untrained):
     ):
         if {k: t.shape for k, t in tensors.items()} != {k: t.shape for k, t in reference.items()}:
             raise ValueError("tensors of other names or shapes")
+        if not all((tensor.abs() < LARGEST).all() for tensor in tensors.values()):
+            raise ValueError("numbers that cannot be drawn")
 
 
 # --- Evaluation -------------------------------------------------------------------------------
@@ -618,10 +629,12 @@ def mean_elbo_terms(model, x, grid=None):
 def evaluate(model, digits):
     """The final metrics of a model: on all test images, k-NN on the last 1000.
 
+    Also log p(x) of each of the last 1000, which a plain AutoEncoder has not: [N] or None.
     Matrix products are in full float32 here, outside `matmul_precision`, so the last digits may
     differ from those in the log.
     """
     x_test = digits.x_test
+    last_log_likelihood = None
     results = {"test": mean_elbo_terms(model, x_test)}
     if isinstance(model, VAE):
         generator = torch.Generator(x_test.device).manual_seed(0)
@@ -631,6 +644,7 @@ def evaluate(model, digits):
         # Together, as then a GridVAE decodes each of its codes once.
         both = model.log_likelihood(torch.cat([x_test, binarized]), generator=generator)
         grey_mean, binarized_mean = both.view(2, -1).mean(1).tolist()
+        last_log_likelihood = both[: len(x_test)][-len(digits.last_x_test) :]
         results["log_likelihood"] = grey_mean
         results["log_likelihood_binarized"] = binarized_mean
     if isinstance(model, GridVAE):
@@ -641,7 +655,7 @@ def evaluate(model, digits):
     predicted = metrics.knn_predict(train_codes, digits.train_labels, last_codes, NEIGHBOURS)
     results["knn_accuracy"] = float((predicted == digits.last_test_labels).mean())
     results["knn_codes"] = len(predicted)
-    return results
+    return results, last_log_likelihood
 
 
 def format_epoch(epoch, entry, test_name):
@@ -695,6 +709,7 @@ class PictureData(NamedTuple):
     # {epochs done: `take_snapshot` then, as arrays}, in order. The last is of the final model.
     snapshots: dict
     plane: plots.Plane  # that shows the final model's codes
+    last_log_likelihood: torch.Tensor | None  # log p(x) of the last test images, if there is one
 
     @property
     def final(self):
@@ -706,7 +721,7 @@ class PictureData(NamedTuple):
         return self.plane.project(snapshot["last_codes"])
 
 
-def picture_data(model, digits, history, epochs):
+def picture_data(model, digits, history, epochs, last_log_likelihood=None):
     """What the pictures show of a training, up to its best epoch, when `epochs` were done."""
     taken = {**history.snapshots, epochs: take_snapshot(model, digits)}
     snapshots = {}
@@ -715,7 +730,7 @@ def picture_data(model, digits, history, epochs):
             snapshot = taken[epochs_done]
             snapshots[epochs_done] = {name: tensor.numpy() for name, tensor in snapshot.items()}
     plane = plots.plane_of(snapshots[epochs]["last_codes"])
-    return PictureData(model, digits, history.log, snapshots, plane)
+    return PictureData(model, digits, history.log, snapshots, plane, last_log_likelihood)
 
 
 def draw_scatter(shown):
@@ -813,14 +828,21 @@ def draw_explorer(shown):
     epochs = max(shown.snapshots)
     l_tot = shown.log[epochs - 1]["test"]["L_tot"]
     test_name = shown.digits.test_name
+    epochs_in_words = "1 epoch" if epochs == 1 else f"{epochs} epochs"
     settings["about"] = (
-        f"A {name} with two latent variables, trained on {len(shown.digits.x_train):,} images "
-        f"({after(epochs)}). L_tot of all {len(shown.digits.x_test):,} {test_name} images: "
-        f"{l_tot:.1f} nats per image."
+        f"This is a {name} with two latent variables, trained on "
+        f"{len(shown.digits.x_train):,} images for {epochs_in_words}."
     )
-    settings["images_name"] = f"the last {len(shown.digits.last_x_test)} {test_name} images"
-    worst_first = loss_above_best(model, shown.digits.last_x_test).argsort(descending=True)
-    settings["worst_first"] = worst_first.tolist()
+    settings["images_name"] = (
+        f"the last {len(shown.digits.last_x_test):,} of {len(shown.digits.x_test):,} "
+        f"{test_name} images"
+    )
+    # How much the encoder loses: how far L_tot is above -log p(x), which no Gaussian can beat.
+    loss = smooth_l_tot(model, shown.digits.last_x_test)
+    if shown.last_log_likelihood is not None:
+        loss += shown.last_log_likelihood
+    settings["worst_first"] = loss.argsort(descending=True).tolist()
+    settings["mean_loss"] = l_tot
     return explorer.page_bytes(
         {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()},
         shown.digits.last_x_test.cpu().numpy(),
@@ -831,20 +853,21 @@ def draw_explorer(shown):
 
 
 @torch.no_grad()
-def loss_above_best(model, x):
-    """How far the L_tot of images [N, 784] is above -log p(x), which no encoder can beat: [N].
+def smooth_l_tot(model, x):
+    """L_tot of each image [N, 784], without the noise of a sample: [N].
 
-    A plain AutoEncoder has no p(x): there it is L_tot itself. In nats; good enough to sort by.
+    Nine codes stand for the encoder's Gaussian, by Gauss-Hermite quadrature: the mean of f over
+    N(0, 1) is nearly 2/3 f(0) + 1/6 (f(3**0.5) + f(-(3**0.5))). A plain AutoEncoder has one code.
     """
-    draws = 8
-    side = 162  # the nodes are two standard deviations of a usual posterior apart
-    generator = torch.Generator(x.device).manual_seed(0)
-    l_tot = torch.zeros(len(x), device=x.device)
-    for _ in range(draws):
-        likelihood, divergence = model.elbo(x, generator=generator)
-        l_tot += (divergence - likelihood) / draws
-    if isinstance(model, GridVAE):
-        return l_tot + model.log_likelihood(x, side=side)
+    if not isinstance(model, VAE):
+        likelihood, divergence = model.elbo(x)
+        return divergence - likelihood
+    mean, logvar = model.encode(x)
+    l_tot = kl_divergence(mean, logvar)
+    nodes = ((0.0, 2 / 3), (math.sqrt(3), 1 / 6), (-math.sqrt(3), 1 / 6))
+    for (node_1, weight_1), (node_2, weight_2) in itertools.product(nodes, repeat=2):
+        z = reparameterize(mean, logvar, torch.tensor([node_1, node_2], device=x.device))
+        l_tot -= weight_1 * weight_2 * log_bernoulli(x, model.decode(z))
     return l_tot
 
 
@@ -896,14 +919,15 @@ def main():
     files = output_files(args, source.files)
     with plots.own_style(), reserved(files.values(), disk_space(model, files)):
         digits = read_digits(source, device)
-        print(f"data: {describe_digits(digits)} from {args.data}", flush=True)
+        print(f"data: {describe_digits(digits)} from {source}", flush=True)
         description = describe_run(args, settings, digits)
         history = train(model, digits, settings, files, description, args.resume)
         epochs = best_epoch(history.log) + 1
         print("evaluating ...", flush=True)
-        summary = {**description, "epochs": epochs, "results": evaluate(model, digits)}
+        results, last_log_likelihood = evaluate(model, digits)
+        summary = {**description, "epochs": epochs, "results": results}
         print("drawing ...", flush=True)
-        shown = picture_data(model, digits, history, epochs)
+        shown = picture_data(model, digits, history, epochs, last_log_likelihood)
         outputs = draw_pictures(shown, with_figures=args.figures is not None)
         # `outputs` has the contents, `files` the paths, by the same names.
         outputs["checkpoint"] = checkpoint_bytes(model, **summary)
@@ -918,6 +942,7 @@ def main():
                 "total_seconds": round(total_seconds, 1),
             }
         )
+        check_outputs(files, args)  # again: somebody may have put a file there since the start
         write_files({files[name]: content for name, content in outputs.items()})
         remove_if_there(files["resume"])  # nothing is left to continue
     print(format_results(summary["results"], digits.test_name))
@@ -1025,10 +1050,15 @@ def output_files(args, inputs):
         for neighbour in hidden_neighbours(path):
             if neighbour in taken:
                 raise InputError(f"{neighbour}: is needed to write {path}; name another file")
+    check_outputs(files, args)
+    return files
+
+
+def check_outputs(files, args):
+    """Raise an InputError if an output, {name: path}, would replace what no earlier run made."""
     for name, path in files.items():
         is_named = path in (args.checkpoint, args.scatter)
         check_replaceable(path, OUTPUT_TESTS.get(name, plots.is_own_png), may_be_link=is_named)
-    return files
 
 
 def files_beside(checkpoint):
@@ -1053,7 +1083,9 @@ def is_metrics_file(path):
         contents = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(contents, dict) and {"settings", "versions"} <= contents.keys()
+    if not isinstance(contents, dict) or not isinstance(contents.get("settings"), dict):
+        return False
+    return {"model", "latent_dim", "epochs", "data"} <= contents["settings"].keys()
 
 
 # Whether a file is one that an earlier run made; the other outputs are pictures.

@@ -33,6 +33,7 @@ LAST_TEST_IMAGES = 1000  # the homework asks for the codes of the last 1000
 DOWNLOAD_TIMEOUT = 30  # seconds without an answer; torchvision alone would wait for ever
 DEPTH = 3  # levels of folders below the one that is given
 MAX_FILES = 20_000  # that are looked at; a folder of one set has far fewer
+MAX_NAMES = 10  # of several sets, in a message
 NPZ_NAMES = {  # as Keras ships MNIST: split: (images, labels)
     "train": ("x_train", "y_train"),
     "test": ("x_test", "y_test"),
@@ -56,10 +57,22 @@ class Source:
         self.files = files
 
     def __str__(self):
+        """Where the images are, and what is done with them."""
+        upright = ", turned upright" if idx.is_transposed(self.files[0]) else ""
+        return self.place() + upright
+
+    def place(self):
         return " and ".join(str(path) for path in self.files)
 
     def load(self, split):
         """The images and labels of a split, "train" or "test", as `load_digits` gives them."""
+        images, labels = self.read(split)
+        if images.max() == 1:
+            raise InputError(f"{self.place()}: pixels are 0 or 1, but 255 is ink; multiply by 255")
+        return images, labels
+
+    def read(self, split):
+        """As `load`, but unchecked."""
         raise NotImplementedError
 
 
@@ -70,7 +83,10 @@ class IdxSource(Source):
         super().__init__(list(idx_set.files.values()))
         self.idx_set = idx_set
 
-    def load(self, split):
+    def place(self):
+        return str(self.idx_set if self.idx_set.prefix else self.idx_set.folder)
+
+    def read(self, split):
         images_path = self.idx_set.files[split, idx.IMAGES]
         labels_path = self.idx_set.files[split, idx.LABELS]
         labels = idx.read_idx(labels_path, idx.LABELS, IMAGE_SHAPE, MAX_IMAGES)
@@ -102,7 +118,7 @@ class TableSource(Source):
         """The images and labels of the whole table."""
         return read_images(self.path)
 
-    def load(self, split):
+    def read(self, split):
         images, labels = self.table
         order = np.random.default_rng(0).permutation(len(labels))
         images = images[order]
@@ -122,7 +138,7 @@ class TwoTablesSource(Source):
         super().__init__([paths["train"], paths["test"]])
         self.paths = paths
 
-    def load(self, split):
+    def read(self, split):
         return read_images(self.paths[split])
 
 
@@ -133,7 +149,7 @@ class NpzSource(Source):
         super().__init__([path])
         self.path = path
 
-    def load(self, split):
+    def read(self, split):
         images_name, labels_name = NPZ_NAMES[split]
         images = npz.read_npz_array(self.path, images_name, IMAGE_SHAPE, MAX_IMAGES, max_value=255)
         labels = npz.read_npz_array(self.path, labels_name, (), MAX_IMAGES, max_value=DIGITS - 1)
@@ -207,8 +223,10 @@ def _find_in_folder(folder):
     if not sources:
         raise InputError(f"{folder}: no digits; looked for {LOOKED_FOR}; {describe_folder(folder)}")
     if len(sources) > 1:
-        names = ", ".join(sorted(str(source) for source in sources))
-        raise InputError(f"{folder}: several sets: {names}; name the folder or a file of one")
+        names = sorted(str(source) for source in sources)
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        shown = ", ".join(names[:MAX_NAMES]) + more
+        raise InputError(f"{folder}: several sets: {shown}; name the folder or a file of one")
     (source,) = sources
     return _complete(source) if isinstance(source, idx.IdxSet) else source
 
@@ -227,6 +245,10 @@ def _source_of_file(path):
     if _is_keras_file(path):
         return NpzSource(path)
     _check_npz(path)
+    if path.suffix.lower() == ".npz":
+        held = ", ".join(sorted(npz.array_names(path))[:MAX_NAMES]) or "nothing"
+        needed = "x_train, y_train, x_test and y_test"
+        raise InputError(f"{path}: needs the arrays {needed}, but holds {held}; rename them")
     what = other_format(path)
     if what:
         raise InputError(f"{path}: is {what}; {CONVERSIONS[what]}; a table has {TABLE_LINE}")

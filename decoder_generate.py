@@ -9,10 +9,10 @@ sequence; --draws random gives independent ones. A plain auto-encoder has no pri
 sampled from a Gaussian that auto_encoder.py fitted to those of training images.
 """
 
-from lib import cli
+from lib import start
 
 if __name__ == "__main__":
-    cli.prepare()  # before PyTorch is imported
+    start.prepare()  # before PyTorch is imported
 
 import os
 import re
@@ -22,17 +22,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import plots
+from lib import cli, plots
 from lib.cli import Parser, between, nonempty_path
 from lib.errors import InputError
 from lib.files import (
     check_replaceable,
     hidden_neighbours,
+    is_left_by_a_killed_run,
     numbered_images,
     read_lines,
     replace_images,
     reserved,
-    write_files,
 )
 from models import RETRAIN, SHIPPED, decode_images, load_checkpoint, sample_noise
 
@@ -40,6 +40,8 @@ PROJECT = Path(__file__).resolve().parent
 OUT = PROJECT / "imgs_generated"
 SHEET = PROJECT / "figures/generated.png"
 MAX_COUNT = 10_000  # images
+MAX_LINES = 10 * MAX_COUNT  # of a file of codes, with empty ones
+MAX_CODE = 1e6  # far beyond what a decoder has learned of; larger numbers cannot be drawn
 SEPARATOR = re.compile(r"\s*,\s*|\s+")  # of numbers: a comma or blanks
 
 
@@ -51,6 +53,9 @@ def main():
     else:
         noise = sample_noise(args.count, decoder.latent_dim, args.seed, args.draws)
         codes = decoder.sample(noise)
+    if not (codes.abs() <= MAX_CODE).all():
+        problem = f"samples codes that are not finite or above {MAX_CODE:,.0f}"
+        raise InputError(f"{args.checkpoint}: {problem}; {RETRAIN}")
     codes = codes.numpy()
     images = decode_images(decoder, codes)  # [N, 784] in [0, 1]
     if not np.isfinite(images).all():
@@ -64,10 +69,10 @@ def main():
     reserved_files = [first_image, SHEET] if with_sheet else [first_image]
     needed_bytes = 2 * sum(len(png) for png in pngs)  # new images stand beside older ones
     with plots.own_style(), reserved(reserved_files, needed_bytes):
+        others = {}
         if with_sheet:
-            sheet = plots.draw_sheet(images, codes, partial(decode_images, decoder))
-            write_files({SHEET: sheet})
-        replace_images(args.out, pngs)
+            others[SHEET] = plots.draw_sheet(images, codes, partial(decode_images, decoder))
+        replace_images(args.out, pngs, others)
     and_sheet = f", {SHEET}" if with_sheet else ""
     print(f"wrote {len(pngs)} images to {args.out}{and_sheet}")
 
@@ -98,6 +103,10 @@ def check_outputs(args, count, with_sheet):
     outputs = {args.out / f"{number:02d}.png" for number in range(count)}
     outputs.update(numbered_images(args.out))  # those that are too many are removed
     inputs = {os.path.realpath(path) for path in (args.checkpoint, args.codes) if path}
+    for path in inputs:
+        in_out = os.path.dirname(path) == os.path.realpath(args.out)
+        if in_out and is_left_by_a_killed_run(Path(path)):
+            raise InputError(f"{path}: is also an input; name another folder with --out")
     if with_sheet:
         outputs.add(SHEET)
     for path in sorted(outputs):
@@ -110,25 +119,32 @@ def check_outputs(args, count, with_sheet):
 def read_codes(path, latent_dim):
     """Codes [N, latent_dim] from a text file, one per line.
 
-    Raises InputError: a line is not `latent_dim` finite numbers, or there is none.
+    Raises InputError: a line is not `latent_dim` numbers up to MAX_CODE, or there is none.
     """
+    if path.exists() and not path.is_file():
+        raise InputError(f"--codes {path}: is not an ordinary file; name one")
     codes = []
     for number, line in enumerate(read_lines(path), start=1):
+        if number > MAX_LINES:
+            raise InputError(f"--codes {path}: has more than {MAX_LINES:,} lines; split it")
         if not line.strip():
             continue
         words = SEPARATOR.split(line.strip())
-        needed = f"--codes {path}, line {number}: needs {latent_dim} finite numbers"
+        needed = (
+            f"--codes {path}, line {number}: needs {latent_dim} numbers up to {MAX_CODE:,.0f}, "
+            "with commas or spaces between them"
+        )
         try:
             code = torch.tensor([float(word) for word in words if "_" not in line])
         except ValueError:
             raise InputError(needed) from None
-        if len(code) != latent_dim or not code.isfinite().all():
+        if len(code) != latent_dim or not (code.abs() <= MAX_CODE).all():
             raise InputError(needed)
         codes.append(code)
         if len(codes) > MAX_COUNT:
             raise InputError(f"--codes {path}: has more than {MAX_COUNT:,} codes; split it")
     if not codes:
-        raise InputError(f"--codes {path}: holds no codes")
+        raise InputError(f"--codes {path}: holds no codes; give one per line")
     return torch.stack(codes)
 
 

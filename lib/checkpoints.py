@@ -10,15 +10,15 @@ import torch
 
 from lib.errors import InputError, explained
 
-MAX_FILE_BYTES = (
-    2**28
-)  # what it takes to continue the training of a model of 2 million weights: 2**24
+MAX_FILE_BYTES = 2**28  # to continue the training of a model of 2 million weights takes 2**24
 MAX_JSON_BYTES = 2**24  # of names, sizes and contents; a log of 20 epochs has a thousandth of it
 OPTIMIZER_STATES = {  # what an optimizer keeps of each parameter
     "AdamW": {"step", "exp_avg", "exp_avg_sq"},
     "Muon": {"momentum_buffer"},
 }
-PICKLE_STARTS = b"PK", b"\x80\x02"  # of files of torch.save, new and old
+# Of files of torch.save, new (a zip archive) and old (a pickle). A safetensors file begins with the
+# length of its header, and none is as long as these bytes would say.
+PICKLE_STARTS = b"PK\x03\x04", b"\x80\x02\x8a\x0a"
 
 
 def file_bytes(file_format, tensors, contents):
@@ -37,15 +37,17 @@ def read_file(path, file_format, remedy):
     format.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: no such file; {remedy}")
+    if not path.is_file():
+        raise InputError(f"{path}: is not an ordinary file; {remedy}")
     if path.stat().st_size > MAX_FILE_BYTES:
         raise InputError(f"{path}: is too large for a checkpoint; name another")
     with explained(path, "cannot be read", "allow reading or name another", OSError):
         data = path.read_bytes()  # mapped into memory it could not be replaced on Windows
     with explained(path, "not a checkpoint, or damaged", remedy):
         if data.startswith(PICKLE_STARTS):
-            raise InputError(f"{path}: is a PyTorch file of an older version; train anew")
+            raise InputError(f"{path}: is a file of torch.save or a zip archive; {remedy}")
         tensors = _tensors(data)
         contents = _json(data)
         checksum = contents.pop("sha256")

@@ -4,12 +4,16 @@ import argparse
 import contextlib
 import math
 import os
+import re
 import signal
 import sys
 import time
 from pathlib import Path
 
+from lib import start
 from lib.errors import InputError, is_out_of_memory
+
+CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 _interrupted_at = -math.inf  # when Ctrl-C came last
 
@@ -56,37 +60,29 @@ def nonempty_path(text):
     return Path(text)
 
 
-def prepare():
-    """What a script does first, before it imports PyTorch, which takes seconds.
-
-    Until `run`, Ctrl-C ends it with one line and exit status 130, and a package that is missing or
-    cannot be loaded ends it with one line and exit status 2. Standard streams that are closed are
-    opened on the null device, so that no other file gets their numbers.
-    """
-    _open_closed_streams()
-    sys.excepthook = _explain_failed_import
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _exit_at_once)
-
-
 def run(main, memory_advice="close other programs"):
     """Run a script's `main()`; one line and exit 2 if the input is bad, exit 130 on Ctrl-C.
 
     `memory_advice` says what to do if memory runs out.
     """
-    _open_closed_streams()
+    start.open_closed_streams()
     sys.excepthook = sys.__excepthook__
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a notebook has its own
             stream.reconfigure(errors="backslashreplace")  # the terminal may not know a letter
-    is_prepared = signal.getsignal(signal.SIGINT) is _exit_at_once
+    is_prepared = signal.getsignal(signal.SIGINT) is start.exit_at_once
     try:
         if is_prepared:
             signal.signal(signal.SIGINT, _interrupt_once)
         try:
-            return main()
-        finally:
-            print(end="", flush=True)  # what --help left in the buffer
+            main()
+        except SystemExit:  # of --help
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+        if is_prepared:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done
+        return
     except InputError as error:
         status = 2
         message = str(error)
@@ -104,7 +100,8 @@ def run(main, memory_advice="close other programs"):
         message = f"interrupted{interrupt}"
     if is_prepared:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends anyway
-    one_line = message.replace("\n", "\\n")  # a file's name may hold a line break
+    # A file's name may hold line breaks and other control characters.
+    one_line = CONTROL_CHARACTER.sub(lambda match: repr(match[0])[1:-1], message)
     try:
         print(f"{Path(sys.argv[0]).name}: {one_line}", file=sys.stderr, flush=True)
     except OSError:
@@ -119,39 +116,6 @@ def _interrupt_once(*_):
         return
     _interrupted_at = time.monotonic()
     raise KeyboardInterrupt
-
-
-def _exit_at_once(*_):
-    """A signal handler: nothing has been done yet that must be put in order."""
-    _end("interrupted", status=130)
-
-
-def _explain_failed_import(kind, error, traceback):
-    """A `sys.excepthook`: one line instead of a traceback if an import fails."""
-    if not issubclass(kind, (ImportError, MemoryError, OSError)):
-        sys.__excepthook__(kind, error, traceback)
-        return
-    reason = " ".join(str(error).split()) or kind.__name__
-    _end(
-        f"a package cannot be imported ({reason}); "
-        "install what requirements.txt lists, as README.md says",
-        status=2,
-    )
-
-
-def _end(message, status):
-    """End the process at once with one line."""
-    with contextlib.suppress(OSError):
-        os.write(2, f"{Path(sys.argv[0]).name}: {message}\n".encode())
-    os._exit(status)
-
-
-def _open_closed_streams():
-    """Open standard streams that are closed on the null device."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            null_device = open(os.devnull, mode)  # noqa: SIM115  it stays open
-            setattr(sys, name, null_device)
 
 
 def _discard(stream):

@@ -1,6 +1,9 @@
 """Errors that the user can fix."""
 
 import contextlib
+import re
+
+OUT_OF_MEMORY = re.compile("out of memory|not enough memory|allocate memory")  # PyTorch's words
 
 
 class InputError(ValueError):
@@ -11,7 +14,7 @@ def is_out_of_memory(error):
     """Whether an error says that memory ran out; PyTorch raises a RuntimeError then."""
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "memory" in str(error)
+    return isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
 
 
 @contextlib.contextmanager

@@ -28,7 +28,8 @@ def page_bytes(tensors, images, codes, labels, settings):
     - kind: "VAE" for a RegionEncoder, "AutoEncoder" for an encoder that is an MLP
     - about: a line about the run; images_name: what the images are
     - reach: the map shows codes from -reach to reach
-    - worst_first: the indices of all images, that which the encoder encodes worst first
+    - worst_first: the indices of all images, that on which the encoder loses most first
+    - mean_loss: L_tot of all test images, nats per image
     - stretch, frequencies: of the decoder's inputs
     - regions_per_side, initial_logvar: of a RegionEncoder
     """

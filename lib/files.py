@@ -1,7 +1,9 @@
 """Output files that are never half-written: a temporary name first, one run at a time."""
 
 import contextlib
+import errno
 import itertools
+import math
 import os
 import re
 import shutil
@@ -27,6 +29,7 @@ def write_files(contents):
         for path, data in contents.items():
             with _writing(path):
                 temporary = _hidden_neighbour(path, ".tmp")
+                _check_not_in_the_way(temporary)
                 temporary.unlink(missing_ok=True)  # if it is a link, its target stays as it is
                 temporaries[path] = temporary
                 with open(temporary, "xb") as file:
@@ -52,16 +55,20 @@ def reserved(paths, needed_bytes):
             with _writing(path):
                 for folder in _missing_folders(path):
                     stack.callback(_remove_if_empty, folder)
-                temporary = _hidden_neighbour(path, ".tmp")
-                if temporary.is_dir():
-                    raise InputError(f"{temporary}: is in the way; remove it")
+                _check_not_in_the_way(_hidden_neighbour(path, ".tmp"))
                 lock_path = _hidden_neighbour(path, ".lock")
                 _lock(stack, path, lock_path)
                 free_bytes = shutil.disk_usage(lock_path.parent).free
                 if free_bytes < needed_bytes:
-                    megabytes = needed_bytes / 1e6
-                    raise InputError(f"{path}: {megabytes:.0f} MB are needed; free some room")
+                    megabytes = math.ceil(needed_bytes / 1e6)
+                    raise InputError(f"{path}: {megabytes} MB are needed; free some room")
         yield
+
+
+def _check_not_in_the_way(temporary):
+    """Raise an InputError if a folder stands where a temporary file is needed."""
+    if temporary.is_dir():
+        raise InputError(f"{temporary}: is in the way; remove it")
 
 
 def _lock(stack, path, lock_path):
@@ -72,6 +79,8 @@ def _lock(stack, path, lock_path):
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # newer releases of filelock warn that they cannot lock
             stack.enter_context(FileLock(lock_path, timeout=0))
+    except PermissionError as error:
+        raise InputError(f"{lock_path}: cannot be opened ({error.strerror}); remove it") from error
     except Timeout:
         another = "another run is writing it; wait for its end, or name another"
         raise InputError(f"{path}: {another}") from None
@@ -98,18 +107,26 @@ def _remove_if_empty(folder):
         folder.rmdir()
 
 
-def replace_images(folder, images):
-    """Make `folder` hold these images, as bytes, as 00.png, 01.png, ..., in place of older ones."""
+def replace_images(folder, images, others=None):
+    """Make `folder` hold these images, as bytes, as 00.png, 01.png, ..., in place of older ones.
+
+    `others`, {path: bytes}, are written with them: all of these files, or none.
+    """
     older = numbered_images(folder)
     files = {folder / f"{number:02d}.png": image for number, image in enumerate(images)}
     for temporary in folder.glob(".*.png.tmp"):
-        if LEFT_BY_A_KILLED_RUN.fullmatch(temporary.name):
+        if is_left_by_a_killed_run(temporary):
             remove_if_there(temporary)
-    write_files(files)
+    write_files({**files, **(others or {})})
     surplus = older[len(files) :]
     for path in reversed(surplus):  # if it is stopped, the rest is still numbered from 00
         with _writing(path):
             path.unlink()
+
+
+def is_left_by_a_killed_run(path):
+    """Whether a file has the name under which `replace_images` first writes an image."""
+    return bool(LEFT_BY_A_KILLED_RUN.fullmatch(path.name))
 
 
 def numbered_images(folder):
@@ -152,7 +169,8 @@ def files_below(folder, depth, max_files):
                 continue
             visited.add(place.resolve())
             try:
-                entries = [entry for entry in sorted(place.iterdir()) if not is_hidden(entry)]
+                entries = list(itertools.islice(place.iterdir(), max_files + 1))
+                entries = [entry for entry in sorted(entries) if not is_hidden(entry)]
                 files += [entry for entry in entries if entry.is_file()]
                 next_level += [entry for entry in entries if entry.is_dir()]
             except OSError as error:
@@ -187,8 +205,12 @@ def check_replaceable(path, is_ours, may_be_link=False):
     """
     if path.is_symlink() and not may_be_link:
         raise InputError(f"{path}: is a link; remove it or name another output")
-    if path.is_file() and not is_ours(path):
+    if not path.is_file():
+        return
+    if not is_ours(path):
         raise InputError(f"{path}: was made by something else; move it or name another output")
+    if not os.access(path, os.W_OK):
+        raise InputError(f"{path}: is read-only; allow writing or name another")
 
 
 def remove_if_there(path):
@@ -197,9 +219,17 @@ def remove_if_there(path):
         path.unlink()
 
 
+@contextlib.contextmanager
 def _writing(path):
     """Turn an OSError inside into an InputError that names the output file."""
-    return explained(path, "cannot be written", "close what has it open, or name another", OSError)
+    remedy = "close what has it open, or name another"
+    try:
+        with explained(path, "cannot be written", remedy, OSError):
+            yield
+    except InputError as error:
+        if getattr(error.__cause__, "errno", None) == errno.ENOSPC:
+            raise InputError(f"{path}: its disk is full; free some room") from error
+        raise
 
 
 def _writable_target(path):
@@ -208,6 +238,10 @@ def _writable_target(path):
     Its folder is made.
     """
     target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise InputError(f"{path}: is a link that leads to itself; name another")
+    if target.parent.exists() and not target.parent.is_dir():
+        raise InputError(f"{path}: {target.parent} is a file, but must be a folder; name another")
     if not Path(path).name or target.is_dir():
         raise InputError(f"{path}: is a folder; name a file")
     if target.exists() and not target.is_file():

@@ -14,10 +14,15 @@ MAX_ARRAY_BYTES = 2**29
 
 
 def array_names(path):
-    """The names of the arrays in an .npz file; None if it is damaged or no such file."""
+    """The names of the arrays in an .npz file; None if it is damaged or no such file.
+
+    Raises InputError: it may not be read.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
+    except PermissionError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); allow reading") from error
     except Exception:  # damaged archives raise errors of many kinds
         return None
     return {name.removesuffix(".npy") for name in members if name.endswith(".npy")}
@@ -46,6 +51,7 @@ def read_npz_array(path, name, item_shape, max_count, max_value):
         if len(body) != array_bytes:
             raise InputError(f"{path}: {name} is not as long as it promises; copy it again")
     array = np.frombuffer(body, dtype).reshape(shape, order="F" if is_fortran else "C")
+    array = np.ascontiguousarray(array)
     if array.min() < 0 or array.max() > max_value:
         raise InputError(f"{path}: {name} has values outside 0 to {max_value}")
     return array
@@ -69,4 +75,7 @@ def _read_header(file):
         read = np.lib.format.read_array_header_2_0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of files that Python 2 wrote
-        return read(whole_header)
+        try:
+            return read(whole_header)
+        except MemoryError:  # so Python says that text is nested too deeply
+            raise ValueError("a header that no array has") from None

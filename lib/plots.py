@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from lib.errors import explained
+
 # Of classes 0 to 9, out of Paul Tol's "vibrant", "muted" and "dark" schemes ("Colour Schemes",
 # SRON note EPS/TN/09-002, 2021): none pale on white, neighbours apart with any colour vision and in
 # grey.
@@ -89,7 +91,9 @@ def own_style():
     os.environ.pop("MPLBACKEND", None)  # no backend is used, and an unknown one ends the import
     warnings.filterwarnings("ignore", module="matplotlib|pyparsing")  # old versions of the two
     warnings.filterwarnings("ignore", message="constrained_layout not applied")  # for odd codes
-    import matplotlib
+    settings_file = "the file matplotlibrc"
+    with explained(settings_file, "cannot be read", "mend or remove it", UnicodeDecodeError):
+        import matplotlib
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()

@@ -1,6 +1,9 @@
 """Reads labelled images from a text table: numbers with commas between them, one image per line."""
 
+import itertools
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 
@@ -9,12 +12,13 @@ from lib.files import read_lines
 
 LABEL_NAMES = {"label", "labels", "class", "digit", "target", "y"}  # of the label's column
 MAX_PIXEL = 255
-SPLIT_IN_NAME = re.compile(
-    r"(?<![a-z])(train|test)(?=ing(?![a-z])|(?![a-z]))",  # as a word
-    re.IGNORECASE,
-)
+SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|test)(ing|set)?(?![a-z])", re.IGNORECASE)  # a word
 NO_LABEL_NAMES = {
-    "", "#", "id", "imageid", "index", "row", "unnamed: 0", "number", "no", "fold",
+    "", "#", "id", "imageid", "index", "row", "unnamed: 0", "number", "no", "fold", "split", "set",
+    "is_test", "usage", "writer",
+}  # fmt: skip
+TABLE_ENDINGS = {  # of files that may be meant as a table, also if they cannot be read here
+    ".csv", ".tsv", ".txt", ".gz", ".zip", ".xls", ".xlsx", ".ods", ".arff", ".parquet",
 }  # fmt: skip
 
 
@@ -45,48 +49,89 @@ def find_tables(files, pixels):
     ([{"train": path, "test": path}], [path]). The files of a pair have the words `train` and `test`
     in their names, or in those of their folders, and the same names otherwise. If the test table
     has no labels, as Kaggle's, the other one is single.
-    Raises InputError: the other file of a pair is no table.
+    Raises InputError: beside a training table is a test table that cannot be read, or is none.
     """
     tables = [path for path in files if _columns(path) == 1 + pixels]
-    by_name = {}  # {(folder above, folder and name without the split): {split: [path]}}
-    for path in files:
-        name = path.name.partition(".")[0]
-        folder = path.parent.name
-        splits = splits_in(name) or splits_in(folder)
-        if len(splits) == 1:
-            without_split = [SPLIT_IN_NAME.sub("*", word) for word in (folder, name)]
-            key = (path.parent.parent, *without_split)
-            by_name.setdefault(key, {}).setdefault(splits.pop(), []).append(path)
     pairs = []
-    for same_name in by_name.values():
-        train, test = same_name.get("train", []), same_name.get("test", [])
+    for train, test in _by_split(files):
         if not (train and test and set(tables) & {*train, *test}):
             continue
-        if len(train) == len(test) == 1 and _columns(test[0]) == pixels:
+        if len(train) == len(test) == 1 and _has_no_labels(test[0], pixels):
             continue
         for path in (*train, *test):
             if path not in tables:
-                problem = f"its first line has not {1 + pixels} values, as that of its companion"
-                raise InputError(f"{path}: is no table; {problem}")
+                raise InputError(_no_table(path, pixels))
         if len(train) == len(test) == 1:
             pairs.append({"train": train[0], "test": test[0]})
     in_pairs = {path for pair in pairs for path in pair.values()}
-    return pairs, [path for path in tables if path not in in_pairs]
+    single = [path for path in tables if path not in in_pairs]
+    for table in single:
+        if splits_in(table.name) == {"train"}:
+            _check_no_test_table_beside(table, files, tables, pixels)
+    return pairs, single
+
+
+def _by_split(files):
+    """Files whose names differ only in the split: pairs of lists, for training and for testing."""
+    groups = {}  # {(folder above, folder and name without the split): {split: [path]}}
+    for path in files:
+        name = path.name
+        while Path(name).suffix.lower() in TABLE_ENDINGS:
+            name = Path(name).stem
+        folder = path.parent.name
+        splits = splits_in(name) or splits_in(folder)
+        if name != path.name and len(splits) == 1:
+            without_split = [SPLIT_IN_NAME.sub("*", word) for word in (folder, name)]
+            key = (path.parent.parent, *without_split)
+            groups.setdefault(key, {}).setdefault(splits.pop(), []).append(path)
+    return [(group.get("train", []), group.get("test", [])) for group in groups.values()]
+
+
+def _check_no_test_table_beside(table, files, tables, pixels):
+    """Raise an InputError if a file beside a training table may be meant for testing."""
+    for path in files:
+        if path.parent != table.parent or path.suffix.lower() not in TABLE_ENDINGS:
+            continue
+        is_for_testing = splits_in(path.name) == {"test"} and path not in tables
+        if is_for_testing and not _has_no_labels(path, pixels):
+            raise InputError(_no_table(path, pixels))
+
+
+def _no_table(path, pixels):
+    return (
+        f"{path}: is no table; its first line has not {1 + pixels} values, as a table of images has"
+    )
 
 
 def splits_in(name):
     """Which of the words `train` and `test` a name has."""
-    return {split.lower() for split in SPLIT_IN_NAME.findall(name)}
+    return {match[1].lower() for match in SPLIT_IN_NAME.finditer(name)}
 
 
 def _columns(path):
-    """How many values the first line of a CSV file has; 0 if it is none."""
+    """How many values the first line of a CSV file has; 0 if it is none.
+
+    Raises InputError: it may not be read.
+    """
     if path.suffix.lower() != ".csv":
         return 0
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: cannot be read; allow reading or move it")
     try:
         return 1 + next(read_lines(path), "").count(",")
     except InputError:
         return 0
+
+
+def _has_no_labels(path, pixels):
+    """Whether the first two lines of a table have pixels only."""
+    if path.suffix.lower() != ".csv":
+        return False
+    try:
+        lines = list(itertools.islice(read_lines(path), 2))
+    except InputError:
+        return False
+    return len(lines) > 0 and all(1 + line.count(",") == pixels for line in lines)
 
 
 def _read_rows(path, columns, max_rows):
@@ -152,7 +197,7 @@ def _column_of_labels(path, names, table, line_numbers, classes):
     """The column, the first or the last, whose values can be labels if those of the other cannot.
 
     A column with a value that is no label is none, nor is a column of zeros if the other varies,
-    nor one that is named as a number of the line.
+    nor one that is named as something else.
     """
     first = 0
     last = table.shape[1] - 1
@@ -161,7 +206,7 @@ def _column_of_labels(path, names, table, line_numbers, classes):
     lines = []
     for name, column, other in (("first", first, last), ("last", last, first)):
         values = table[:, column]
-        if names and names[column] in NO_LABEL_NAMES:
+        if names and _is_no_label_name(names, column, other):
             problems.append(f"the name {names[column]!r} of the {name} column")
         elif values.max() >= classes:
             line = line_numbers[(values >= classes).argmax()]
@@ -183,3 +228,16 @@ def _column_of_labels(path, names, table, line_numbers, classes):
         f"{path}: either the first column or the last may be the label; "
         "add a first line of column names, one of them label"
     )
+
+
+def _is_no_label_name(names, column, other):
+    """Whether a column is named as a number of the line, or as the pixels are and not the other."""
+    if names[column] in NO_LABEL_NAMES:
+        return True
+    of_pixel = _without_numbers(names[1])
+    is_as_pixels = _without_numbers(names[column]) == of_pixel
+    return is_as_pixels and _without_numbers(names[other]) != of_pixel
+
+
+def _without_numbers(name):
+    return re.sub(r"\d+", "#", name)

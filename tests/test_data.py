@@ -314,6 +314,103 @@ def test_a_test_table_is_never_ignored(tmp_path, mnist, name):
         load_digits(tmp_path, "train")
 
 
+UNPAIRED = {  # names of a training and of a test table, and what the test table holds
+    "another word": ("mnist_training.csv", "mnist_test.csv", b"5" + b";0" * 784),
+    "other names": ("train.csv", "testset.csv", b""),
+    "a row without its label": ("train.csv", "test.csv", b"0" + b",0" * 783 + b"\n0" + b",0" * 784),
+}
+
+
+@pytest.mark.parametrize("kind", UNPAIRED)
+def test_a_test_table_beside_is_never_ignored(tmp_path, mnist, kind):
+    train, test, content = UNPAIRED[kind]
+    write_lines(tmp_path / train, table_of(mnist.train_images[:50], mnist.train_labels[:50]))
+    (tmp_path / test).write_bytes(content)
+    with pytest.raises(InputError, match=rf"/{test}: is no table"):
+        load_digits(tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", ["train.json", "train.py", "test.txt.md", "test.safetensors"])
+def test_other_files_beside_tables(tmp_path, folder, name):
+    """Such as those that a run writes into the folder of its data."""
+    folder = as_tables(["train.csv", "test.csv"])(folder)
+    (folder / name).write_text("{}")
+    assert len(load_digits(folder, "test")[0]) == 20
+
+
+@pytest.mark.parametrize(
+    ("names", "is_pair"),
+    [
+        (("train.mnist.csv", "test.fashion.csv"), False),
+        (("mnist.train.csv", "mnist.test.csv"), True),
+        (("training.csv", "testing.csv"), True),
+        (("trainset.csv", "testset.csv"), True),
+    ],
+)
+def test_which_tables_are_a_pair(folder, names, is_pair):
+    folder = as_tables(names)(folder)
+    if is_pair:
+        assert len(load_digits(folder, "train")[0]) == 30
+    else:
+        with pytest.raises(InputError, match="several sets"):
+            load_digits(folder, "train")
+
+
+def test_a_table_is_read_once(tmp_path, mnist):
+    """So that both splits are of the same, also if a program writes it meanwhile."""
+    path = write_lines(
+        tmp_path / "a.csv", table_of(mnist.train_images[:50], mnist.train_labels[:50])
+    )
+    source = data.find_source(path)
+    train = source.load("train")[0]
+    write_lines(path, table_of(mnist.train_images[50:100], mnist.train_labels[50:100]))
+    both = [*train, *source.load("test")[0]]
+    assert {image.tobytes() for image in both} == {i.tobytes() for i in mnist.train_images[:50]}
+
+
+def test_pixels_of_zero_and_one(tmp_path, mnist):
+    """They would be nearly white, as 255 is ink."""
+    pixels, labels = mnist.train_images[:50] // 128, mnist.train_labels[:50]
+    path = write_lines(tmp_path / "a.csv", table_of(pixels, labels))
+    with pytest.raises(InputError, match="multiply by 255"):
+        load_digits(path, "train")
+
+
+def test_arrays_in_the_order_of_matlab(folder):
+    """By columns; both readers take them."""
+    (x_train, y_train), (x_test, y_test) = (load_digits(folder, split) for split in FILES)
+    path = folder.parent / "a.npz"
+    np.savez(path, x_train=np.asfortranarray(x_train), y_train=y_train,
+             x_test=np.asfortranarray(x_test), y_test=y_test)  # fmt: skip
+    digits = data.read_digits(data.find_source(path), "cpu")
+    assert np.array_equal(digits.x_train, data.as_input(x_train))
+    assert np.array_equal(load_digits(path, "test")[0], x_test)
+
+
+def test_an_npz_file_with_other_arrays(tmp_path):
+    np.savez(tmp_path / "a.npz", arr_0=np.zeros(3), images=np.zeros(3))
+    with pytest.raises(InputError, match=r"a\.npz: needs the arrays x_train.*holds arr_0, images"):
+        load_digits(tmp_path / "a.npz", "train")
+
+
+def test_what_was_read_is_said(folder):
+    """The files, not the folder that was given; and whether images were turned."""
+    shutil.copytree(folder, folder / "older")
+    for name in MD5:
+        (folder / name).unlink()
+    assert str(data.find_source(folder)) == str(folder / "older")
+    rename(folder / "older", {name: emnist(name) for name in MD5})
+    place = folder / "older/emnist-digits-*"
+    assert str(data.find_source(folder)) == f"{place}, turned upright"
+
+
+def test_many_sets(folder):
+    for number in range(12):
+        shutil.copytree(folder, folder.parent / f"several/{number}")
+    with pytest.raises(InputError, match=r"several sets: .* and 2 more; name"):
+        load_digits(folder.parent / "several", "train")
+
+
 def test_a_damaged_npz_file_is_never_ignored(folder, tmp_path):
     whole = as_npz(shutil.copytree(folder, tmp_path / "other")).read_bytes()
     (folder / "mnist.npz").write_bytes(whole[: len(whole) // 2])
@@ -497,6 +594,7 @@ def test_npz_files_that_are_something_else(tmp_path, complaint):
         b"if 1:\n  a\n b",
         b"{'descr': ()}",
         b"\\",
+        b"-" * 9000,  # Python says that memory runs out
     ]
     for header in [*headers, b" " * 10**7]:
         with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -532,7 +630,11 @@ def test_a_folder_that_goes_round_in_a_circle(folder):
 
 
 NUMBERS = ",".join(map(str, range(785)))
-HEADERS = {"none": [], "names": [NUMBERS.replace(",", ",column ")], "numbers": [NUMBERS]}
+HEADERS = {
+    "none": [],
+    "names": ["column " + NUMBERS.replace(",", ",column ")],
+    "numbers": [NUMBERS],
+}
 
 
 @pytest.mark.parametrize("label", ["first", "last"])
@@ -628,12 +730,25 @@ def test_a_first_row_on_the_line_of_the_names(tmp_path):
         load_digits(path, "train")
 
 
-@pytest.mark.parametrize("name", ["id", "index", "Unnamed: 0", "", "fold"])
+@pytest.mark.parametrize("name", ["id", "index", "Unnamed: 0", "", "fold", "split", "is_test"])
 def test_numbers_of_the_lines_are_no_labels(tmp_path, name):
     names = ",".join([name, *(f"pixel{n}" for n in range(784))])
     path = write_lines(tmp_path / "a.csv", [names, *columns_of(i % 10, 17 * i % 256)])
     with pytest.raises(InputError, match=r"the name .* of the first column"):
         load_digits(path, "train")
+
+
+def test_a_pixel_is_no_label(tmp_path):
+    """Its column has a name like all pixels, and the other one has not."""
+    names = [f"pixel{n}" for n in range(784)]
+    lines = columns_of(17 * i % 256, i % 3)
+    path = write_lines(tmp_path / "a.csv", [",".join(["writer's age", *names]), *lines])
+    with pytest.raises(InputError, match=r"the name 'pixel783' of the last column"):
+        load_digits(path, "train")
+    lines = columns_of(i % 10, i % 3)
+    write_lines(path, [",".join(["Ziffer", *names]), *lines])
+    labels = np.concatenate([load_digits(path, split)[1] for split in FILES])
+    assert sorted(labels) == sorted(i % 10)
 
 
 def test_two_columns_named_as_labels(tmp_path):

@@ -196,9 +196,9 @@ def test_ctrl_c_while_modules_are_imported(tmp_path, script, module):
 
 TWO_INTERRUPTIONS = """
 import atexit, os, signal
-from lib import cli
+from lib import cli, start
 
-cli.prepare()
+start.prepare()
 again = lambda: os.kill(os.getpid(), signal.SIGINT)
 atexit.register(again)
 
@@ -220,9 +220,9 @@ cli.run(main)
 
 SOON_AGAIN = """
 import os, signal
-from lib import cli
+from lib import cli, start
 
-cli.prepare()
+start.prepare()
 
 def main():
     try:
@@ -246,9 +246,17 @@ def test_a_second_ctrl_c(program):
 
 def test_a_run_in_the_background_ignores_ctrl_c(tmp_path):
     """As a shell without job control has it: then it is not for the scripts to answer."""
-    program = "import signal; signal.signal(2, signal.SIG_IGN); from lib import cli; cli.prepare();"
+    program = (
+        "import signal; signal.signal(2, signal.SIG_IGN); from lib import start; start.prepare();"
+    )
     program += "assert signal.getsignal(2) is signal.SIG_IGN"
     subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=True)
+
+
+def test_settings_of_matplotlib_that_are_no_text(tmp_path):
+    (tmp_path / "matplotlibrc").write_bytes(b"font.size: \xff\n")
+    result = command("decoder_generate.py", "--out", "images", cwd=tmp_path)
+    assert_one_line(result, "matplotlibrc", "cannot be read")
 
 
 def test_memory_that_runs_out_is_no_damage(trained, tmp_path, monkeypatch):
@@ -324,6 +332,13 @@ GENERATE = "from lib import cli; import decoder_generate; cli.run(decoder_genera
          "-c: standard output: No space left on device\n"),
         ("from lib import cli; cli.run(lambda: open('no\\nsuch\\udcff'))", "", 2,
          "-c: no\\nsuch\\udcff: No such file or directory\n"),
+        # What was wrong is said, not that nobody hears it on the other stream.
+        (GENERATE, "--codes none --checkpoint missing > /dev/full", 2,
+         "-c: missing: no such file; auto_encoder.py makes a new one\n"),
+        # When the work is done, Ctrl-C says no more.
+        ("import atexit, os; from lib import cli, start; start.prepare(); "
+         "atexit.register(lambda: os.kill(os.getpid(), 2)); cli.run(lambda: print('done'))", "", 0,
+         ""),
         ("from lib import cli; import torch; "
          "cli.run(lambda: torch.empty(10**15), memory_advice='take a rest')", "", 2,
          "-c: not enough memory; take a rest\n"),

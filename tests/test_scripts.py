@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -195,12 +196,14 @@ def test_other_models_and_digits(tmp_path, tiny_mnist, mnist, monkeypatch, digit
     held_out = {"table": f"{200 - count} held-out", "folder": "100 test"}.get(digits, "1 held-out")
     assert f"of the last {held_out} codes" in result.stdout
     assert digits != "table" or 155 <= count <= 165
-    drawn = {path.stem for path in Path().glob("figures/*.png")}
+    drawn = {path.name for path in Path().glob("figures/*")}
     assert drawn <= set(FIGURES)
-    assert ({"loss", "manifold"} <= drawn) == ("figures" in options)
+    assert ({"loss.png", "manifold.png"} <= drawn) == ("figures" in options)
     last_line = result.stdout.splitlines()[-1]
     for path in contents(tmp_path):
-        assert (path in last_line) == (path.endswith((".png", "vae.safetensors", "vae.json")))
+        assert (path in last_line) == (
+            path.endswith((".png", ".html", "vae.safetensors", "vae.json"))
+        )
     assert generate(tmp_path, tmp_path / "images", "--count", 3).status == 0
     assert len(contents(tmp_path / "images")) == 3
 
@@ -336,8 +339,63 @@ def test_images_of_ones_own_are_not_replaced(tmp_path, trained, name):
     assert contents(tmp_path) == before
 
 
+def test_a_file_that_appears_during_training_is_kept(tmp_path, tiny_mnist, monkeypatch):
+    """And the run can be finished once it is out of the way."""
+    measure = auto_encoder.measure
+    path = tmp_path / "encoder.png"
+
+    def write_a_file(*arguments):
+        path.write_text("mine")
+        return measure(*arguments)
+
+    monkeypatch.setattr(auto_encoder, "measure", write_a_file)
+    arguments = flags(tmp_path, tiny_mnist, epochs=1)
+    assert_one_line(call(auto_encoder, *arguments), path, "something else")
+    assert path.read_text() == "mine"
+    path.unlink()
+    assert call(auto_encoder, *arguments, "--resume").status == 0
+
+
+@pytest.mark.parametrize("name", ["05.png", ".05.png.tmp"])
+def test_images_and_sheet_are_replaced_together(trained, tmp_path, monkeypatch, name):
+    """A folder in the way of one of them leaves all as they are."""
+    monkeypatch.setattr(decoder_generate, "OUT", tmp_path / "images")
+    monkeypatch.setattr(decoder_generate, "SHEET", tmp_path / "sheet.png")
+    out = tmp_path / "images"
+    assert generate(trained, out).status == 0
+    (out / name).unlink(missing_ok=True)
+    (out / name).mkdir()
+    before = contents(tmp_path)
+    assert_one_line(generate(trained, out, "--seed", 5), out / name)
+    assert contents(tmp_path) == before
+
+
+def test_a_read_only_image_is_kept(trained, tmp_path, monkeypatch):
+    """Also one that would be removed because there are fewer now."""
+    out = tmp_path / "images"
+    assert generate(trained, out, "--count", 5).status == 0
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: access(path, mode) and Path(path).name != "03.png"
+    )
+    before = contents(out)
+    assert_one_line(generate(trained, out, "--count", 3), out / "03.png", "read-only")
+    assert contents(out) == before
+
+
+def test_codes_are_an_ordinary_file(trained, tmp_path):
+    """A pipe without a writer would never end; a temporary name would be removed."""
+    os.mkfifo(tmp_path / "pipe")
+    result = generate(trained, tmp_path / "images", "--codes", tmp_path / "pipe")
+    assert_one_line(result, tmp_path / "pipe", "ordinary file")
+    codes = tmp_path / ".99.png.tmp"
+    codes.write_text("1 2\n")
+    assert_one_line(generate(trained, tmp_path, "--codes", codes), codes)
+    assert codes.exists()
+
+
 FOREIGN = {
-    "vae.json": b'{"name": "my package"}',
+    "vae.json": b'{"name": "my package", "settings": {"epochs": 3}, "versions": {}}',
     "vae.safetensors": b"mine",
     "vae.resume.safetensors": b"mine",
     "encoder.png": b"mine",
@@ -470,6 +528,7 @@ def test_images_that_are_not_finite(tmp_path):
 
 
 BAD_CODES = ["", "1,,2\n", "1_0 2\n", "1,2,3\n", "1,two\n", "0,0\n1,inf\n", "1e300 0\n"]
+BAD_CODES += ["3.2e38 -3.2e38\n", "\n" * 200_000, "0 1000001\n"]
 BAD_CODES += [f"0 {' ' * 99_997}12 3\n"]  # its 100,000th character is the 1
 
 
