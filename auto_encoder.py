@@ -810,9 +810,21 @@ def draw_manifold(shown):
 
 def draw_explorer(shown):
     """A page with the map, the model and the last test images; for models with two latents."""
-    model = shown.model
-    if model.latent_dim != 2:
+    if shown.model.latent_dim != 2:
         return None
+    return explorer.page_bytes(
+        {name: tensor.cpu().numpy() for name, tensor in shown.model.state_dict().items()},
+        shown.digits.last_x_test.cpu().numpy(),
+        shown.final["last_codes"],
+        shown.digits.last_test_labels,
+        explorer_settings(shown),
+    )
+
+
+def explorer_settings(shown):
+    """What `explorer.page_bytes` needs to know of the model and the run."""
+    model = shown.model
+    digits = shown.digits
     settings = {
         "kind": "AutoEncoder",
         "reach": shown.plane.reach,
@@ -821,35 +833,28 @@ def draw_explorer(shown):
     }
     name = "plain auto-encoder"
     if isinstance(model, GridVAE):
-        name = "variational auto-encoder"
         settings["kind"] = "VAE"
         settings["regions_per_side"] = model.regions_per_side
         settings["initial_logvar"] = model.encoder.INITIAL_LOGVAR
+        name = "variational auto-encoder"
+
     epochs = max(shown.snapshots)
-    l_tot = shown.log[epochs - 1]["test"]["L_tot"]
-    test_name = shown.digits.test_name
     epochs_in_words = "1 epoch" if epochs == 1 else f"{epochs} epochs"
     settings["about"] = (
         f"This is a {name} with two latent variables, trained on "
-        f"{len(shown.digits.x_train):,} images for {epochs_in_words}."
+        f"{len(digits.x_train):,} images for {epochs_in_words}."
     )
     settings["images_name"] = (
-        f"the last {len(shown.digits.last_x_test):,} of {len(shown.digits.x_test):,} "
-        f"{test_name} images"
+        f"the last {len(digits.last_x_test):,} of {len(digits.x_test):,} {digits.test_name} images"
     )
+    settings["mean_loss"] = shown.log[epochs - 1]["test"]["L_tot"]
+
     # How much the encoder loses: how far L_tot is above -log p(x), which no Gaussian can beat.
-    loss = smooth_l_tot(model, shown.digits.last_x_test)
+    loss = smooth_l_tot(model, digits.last_x_test)
     if shown.last_log_likelihood is not None:
         loss += shown.last_log_likelihood
     settings["worst_first"] = loss.argsort(descending=True).tolist()
-    settings["mean_loss"] = l_tot
-    return explorer.page_bytes(
-        {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()},
-        shown.digits.last_x_test.cpu().numpy(),
-        shown.final["last_codes"],
-        shown.digits.last_test_labels,
-        settings,
-    )
+    return settings
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ PAGE = PROJECT / "figures/explorer.html"
 PICTURE = PROJECT / "figures/explorer.png"
 STROKES = 10
 DECODES = 200
-FINISHED = "state.gridPart >= 1 && state.analysis?.kind === 'fine' && state.analysis.isWhole"
+PAD_SIDE = 280  # pixels, as strokes are given
+FINISHED = "state.analysis?.kind === 'fine' && !state.isWaiting"
 
 # Notes the longest time between two frames on the screen, and when answers to a stroke come.
 WATCH = """() => {
@@ -55,7 +56,8 @@ def three(turn):
 def draw(page, points):
     """Draw a stroke with the mouse."""
     box = page.locator("#pad").bounding_box()
-    places = [(box["x"] + right, box["y"] + down) for right, down in points]
+    scale = box["width"] / PAD_SIDE
+    places = [(box["x"] + scale * right, box["y"] + scale * down) for right, down in points]
     page.mouse.move(*places[0])
     page.mouse.down()
     for place in places[1:]:
@@ -87,6 +89,7 @@ def main():
             page.wait_for_function("!state.analysis")
             draw(page, three(turn=0.05 * stroke))
             lifted = page.evaluate("performance.now()")
+            page.evaluate("() => new Promise(requestAnimationFrame)")
             page.wait_for_function(FINISHED)
             answers = page.evaluate("answers")
             # An answer to the last bit of the stroke may be there before the pen is lifted.
