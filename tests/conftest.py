@@ -246,7 +246,7 @@ def contents(folder):
 def digests(folder):
     """Of all that the same command leaves the same; the .json has times in it."""
     files = contents(folder).items()
-    same = (pair for pair in files if pair[0].endswith((".png", "vae.safetensors")))
+    same = (pair for pair in files if pair[0].endswith((".png", ".html", "vae.safetensors")))
     return {name: hashlib.sha256(content).hexdigest() for name, content in same}
 
 

@@ -60,10 +60,17 @@ def check_whole(folder):
     """Load every file that is at its final name."""
     readers = {".png": lambda path: Image.open(path).load(), CHECKPOINT: load_checkpoint}
     readers |= {".json": lambda path: json.loads(path.read_text())}
+    readers |= {".html": check_page}
     readers |= {RESUME: lambda path: checkpoints.read_file(path, RESUME_FORMAT, "train anew")}
     for path in map(folder.joinpath, contents(folder)):
         if path.suffix not in (".tmp", ".lock") and path.name != "filler":
             (readers.get(path.name) or readers[path.suffix])(path)
+
+
+def check_page(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("<!DOCTYPE html>")
+    assert text.endswith("</html>\n")
 
 
 def killed(seconds, *arguments):

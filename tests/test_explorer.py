@@ -114,6 +114,13 @@ def finished(page):
     return page.evaluate("state.analysis")
 
 
+def next_frame(page):
+    """Let the page draw what has changed."""
+    page.evaluate(
+        "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    )
+
+
 # --- Numbers ----------------------------------------------------------------------------------
 
 
@@ -431,19 +438,19 @@ def test_pointer_decodes_what_is_under_it(open_page, page_file, shipped):
     page.wait_for_selector("body[data-ready]")
     box = page.locator("#map").bounding_box()
     page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 0.6 * box["height"])
-    page.wait_for_timeout(100)
+    next_frame(page)
     marker = page.evaluate("state.marker")
     shown = opacity(page, "decoded")
     with torch.no_grad():
         known = shipped.decode(torch.tensor([marker])).sigmoid()[0]
     assert (shown - known).abs().max() < 0.01
     page.mouse.move(0, 0)  # the marker goes back to where it was left
-    page.wait_for_timeout(100)
+    next_frame(page)
     assert page.evaluate("state.marker") == page.evaluate("state.kept") != marker
     page.mouse.click(box["x"] + 0.4 * box["width"], box["y"] + 0.6 * box["height"])
     kept = page.evaluate("state.kept")
     page.mouse.move(0, 0)
-    page.wait_for_timeout(100)
+    next_frame(page)
     assert page.evaluate("state.marker") == kept
     marker = kept
     words = page.inner_text("#place").replace("\u2212", "-")
