@@ -568,6 +568,11 @@ def restore(path, flags, model, optimizers, untrained):
         return history
 
 
+def shapes_of(tensors):
+    """The shapes of {name: tensor}, by name."""
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
 def check_history(history, model, untrained):
     """Raise an error if a history is not what `train` makes of a model."""
     measured = {"train", "validation", "test", "laplace"}
@@ -589,7 +594,7 @@ def check_history(history, model, untrained):
         (history.best_weights, model.state_dict()),
         *((snapshot, untrained) for snapshot in history.snapshots.values()),
     ):
-        if {k: t.shape for k, t in tensors.items()} != {k: t.shape for k, t in reference.items()}:
+        if shapes_of(tensors) != shapes_of(reference):
             raise ValueError("tensors of other names or shapes")
         if not all((tensor.abs() < LARGEST).all() for tensor in tensors.values()):
             raise ValueError("numbers that cannot be drawn")
@@ -844,9 +849,9 @@ def explorer_settings(shown):
         f"This is a {name} with two latent variables, trained on "
         f"{len(digits.x_train):,} images for {epochs_in_words}."
     )
-    settings["images_name"] = (
-        f"the last {len(digits.last_x_test):,} of {len(digits.x_test):,} {digits.test_name} images"
-    )
+    shown_count = len(digits.last_x_test)
+    all_count = len(digits.x_test)
+    settings["images_name"] = f"the last {shown_count:,} of {all_count:,} {digits.test_name} images"
     settings["mean_loss"] = shown.log[epochs - 1]["test"]["L_tot"]
 
     # How much the encoder loses: how far L_tot is above -log p(x), which no Gaussian can beat.

@@ -57,7 +57,11 @@ def draw(page, points):
     """Draw a stroke with the mouse."""
     box = page.locator("#pad").bounding_box()
     scale = box["width"] / PAD_SIDE
-    places = [(box["x"] + scale * right, box["y"] + scale * down) for right, down in points]
+    places = []
+    for right, down in points:
+        x = box["x"] + scale * right
+        y = box["y"] + scale * down
+        places.append((x, y))
     page.mouse.move(*places[0])
     page.mouse.down()
     for place in places[1:]:

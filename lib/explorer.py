@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lib.plots import COLOURS, IMAGE_SIDE, MARKERS, SOFTWARE
+from lib.plots import COLOURS, MARKERS, SOFTWARE, mosaic
 
 TEMPLATE = Path(__file__).with_name("explorer.html")
 IMAGES_PER_ROW = 40
@@ -59,8 +59,7 @@ def sheet_png(images):
     """Images [N, 784] in [0, 1] as one grey PNG, IMAGES_PER_ROW in a row."""
     missing = -len(images) % IMAGES_PER_ROW
     padded = np.pad(images, [(0, missing), (0, 0)])
-    tiles = padded.reshape(-1, IMAGES_PER_ROW, IMAGE_SIDE, IMAGE_SIDE).swapaxes(1, 2)
-    pixels = (tiles.reshape(-1, IMAGES_PER_ROW * IMAGE_SIDE) * 255).round().astype(np.uint8)
+    pixels = (mosaic(padded, IMAGES_PER_ROW) * 255).round().astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -11,6 +11,7 @@ from lib.errors import InputError, explained
 
 MAX_HEADER_BYTES = 10_000  # of an array's description; NumPy has the same limit
 MAX_ARRAY_BYTES = 2**29
+LENGTH_BYTES = {(1, 0): 2, (2, 0): 4, (3, 0): 4}  # of a header's length, in each version of NumPy's
 
 
 def array_names(path):
@@ -63,7 +64,8 @@ def _read_header(file):
     It begins with 6 magic bytes, 2 of the version and 2 or 4 that say how long the header is.
     """
     start = file.read(8)
-    length_bytes = {(1, 0): 2, (2, 0): 4, (3, 0): 4}[tuple(start[6:])]
+    version = tuple(start[6:])
+    length_bytes = LENGTH_BYTES[version]
     length = file.read(length_bytes)
     header_bytes = int.from_bytes(length, "little")
     if header_bytes > MAX_HEADER_BYTES:

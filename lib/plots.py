@@ -256,10 +256,14 @@ def show_code(axes, code, largest, one_line):
 
 def show_images(axes, images, columns, **options):
     """Show images [N, 784] as one picture, row by row."""
-    mosaic = images.reshape(-1, columns, IMAGE_SIDE, IMAGE_SIDE).swapaxes(1, 2)
-    mosaic = mosaic.reshape(-1, IMAGE_SIDE * columns)
-    axes.imshow(mosaic, cmap="gray_r", vmin=0, vmax=1, **options)
+    axes.imshow(mosaic(images, columns), cmap="gray_r", vmin=0, vmax=1, **options)
     axes.axis("on" if options else "off")  # a map keeps its axes
+
+
+def mosaic(images, columns):
+    """Images [N, 784], N a multiple of `columns`, side by side in rows: one array."""
+    rows = images.reshape(-1, columns, IMAGE_SIDE, IMAGE_SIDE).swapaxes(1, 2)
+    return rows.reshape(-1, IMAGE_SIDE * columns)
 
 
 def show_decoded_plane(axes, decode, plane, **options):
