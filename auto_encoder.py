@@ -205,6 +205,7 @@ def train(model, digits, settings, files, description, resume=False):
                 if epoch >= settings.som_epochs:
                     positions = None
                 elif positions is None:
+                    print("placing the training images on a map ...", flush=True)
                     positions = som_positions(x_train.view(-1, 28, 28), settings.seed)
                 train_epoch(model, optimizers, x_train, epoch, settings, positions)
                 entry = measure(model, x_train, x_validation, digits.x_test, epoch, settings)
@@ -236,7 +237,7 @@ def train_epoch(model, optimizers, x, epoch, settings, positions=None):
     generator = torch.Generator(x.device).manual_seed(int(seed))
     order = torch.randperm(len(x), generator=generator, device=x.device)
     index_batches = order.split(settings.batch_size)
-    name = f"epoch {epoch + 1} of {settings.epochs}"  # a bar counts from 1, the log from 0
+    name = f"epoch {epoch}, last {settings.epochs - 1}"  # counted from 0, as in the log
     bar = tqdm(index_batches, desc=name, leave=False, disable=None)  # None: only on a terminal
     for step, indices in enumerate(bar):
         part_of_epoch = (step + 0.5) / len(index_batches)  # at the middle of the step
@@ -855,31 +856,31 @@ def explorer_settings(shown):
     settings["mean_loss"] = shown.log[epochs - 1]["test"]["L_tot"]
 
     # How much the encoder loses: how far L_tot is above -log p(x), which no Gaussian can beat.
-    loss = smooth_l_tot(model, digits.last_x_test)
+    with torch.no_grad():
+        loss = smooth_l_tot(model, digits.last_x_test)
     if shown.last_log_likelihood is not None:
         loss += shown.last_log_likelihood
     settings["worst_first"] = loss.argsort(descending=True).tolist()
     return settings
 
 
-@torch.no_grad()
-def smooth_l_tot(model, x):
+def smooth_l_tot(model, x, q=None):
     """L_tot of each image [N, 784], without the noise of a sample: [N].
 
-    In place of samples of the encoder's Gaussian, 5 x 5 codes with weights: Gauss-Hermite
-    quadrature. A plain AutoEncoder has one code.
+    In place of samples of the Gaussian, 5 x 5 codes with weights: Gauss-Hermite quadrature. `q`, a
+    mean and logvar, stands in for those of `encode`. A plain AutoEncoder has one code.
     """
     if not isinstance(model, VAE):
         likelihood, divergence = model.elbo(x)
         return divergence - likelihood
-    mean, logvar = model.encode(x)
+    mean, logvar = model.encode(x) if q is None else q
     l_tot = kl_divergence(mean, logvar)
     nodes, weights = np.polynomial.hermite_e.hermegauss(5)
     nodes = torch.tensor(nodes, dtype=x.dtype, device=x.device)
     weights = weights / weights.sum()
     for i, j in itertools.product(range(5), repeat=2):
         z = reparameterize(mean, logvar, nodes[[i, j]])
-        l_tot -= weights[i] * weights[j] * log_bernoulli(x, model.decode(z))
+        l_tot = l_tot - weights[i] * weights[j] * log_bernoulli(x, model.decode(z))
     return l_tot
 
 

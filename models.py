@@ -264,6 +264,22 @@ class VAE(AutoEncoder):
         z = reparameterize(mean, logvar, standard_normal_like(mean, generator))
         return log_bernoulli(x, self.decode(z)), kl_divergence(mean, logvar)
 
+    @torch.no_grad()
+    def mean_elbo(self, x, q=None, *, pairs=8, generator=None):
+        """As `elbo`, but the likelihood is a mean over several samples of q(z|x), 2 * `pairs`.
+
+        A pair is mean + offset and mean - offset: antithetic samples (Hammersley & Morton 1956, "A
+        new Monte Carlo technique").
+        """
+        mean, logvar = self.encode(x) if q is None else q
+        likelihood = x.new_zeros(len(x))
+        for _ in range(pairs):
+            noise = standard_normal_like(mean, generator)
+            for sign in (1, -1):
+                z = reparameterize(mean, logvar, sign * noise)
+                likelihood += log_bernoulli(x, self.decode(z))
+        return likelihood / (2 * pairs), kl_divergence(mean, logvar)
+
     def fit_sampler(self, x):
         """Nothing is to be fitted: the decoder samples from the prior."""
 

@@ -174,6 +174,7 @@ def disks():
         with disk(out, 120):
             process = start(*training(out, data))
             assert process.stdout.readline().startswith("data: ")
+            assert process.stdout.readline().startswith("placing ")
             assert process.stdout.readline().startswith("epoch 0:")
             fill(out)
             _, stderr = process.communicate(timeout=100)

@@ -236,6 +236,39 @@ def test_elbo_terms_agree_with_torch_distributions(request, images, kind):
         torch.testing.assert_close(divergence[0], known, rtol=1e-4, atol=1e-4)
 
 
+def test_mean_elbo_of_a_logit_that_is_linear_in_z():
+    """Antithetic samples cancel what is linear: only log(1 + exp(l)) is left to chance."""
+    vae = VAE(2, *SMALL).eval()
+    slope = torch.tensor([[1.5], [-0.5]])
+    vae.decoder.forward = lambda z: (z @ slope).expand(-1, 784)
+    mean, logvar = torch.tensor([[0.3, -0.2]]), torch.tensor([[-1.0, -3.0]])
+    x = torch.full((1, 784), 0.25)
+    # l = slope . z is N(m, s^2); E[x l - log(1 + exp(l))] by numerical integration.
+    m = (mean @ slope).item()
+    s = (logvar.exp() @ slope.square()).sqrt().item()
+    logits = torch.linspace(m - 10 * s, m + 10 * s, 20_001, dtype=torch.double)
+    weights = Normal(m, s).log_prob(logits).exp()
+    values = 0.25 * logits - torch.nn.functional.softplus(logits)
+    known = 784 * ((weights * values).sum() / weights.sum()).item()
+    generator = torch.Generator().manual_seed(0)
+    ours, divergence = vae.mean_elbo(x, (mean, logvar), pairs=4000, generator=generator)
+    assert ours.item() == pytest.approx(known, rel=2e-3)
+    normal = Normal(mean, (0.5 * logvar).exp())
+    assert divergence.item() == pytest.approx(kl_divergence(normal, Normal(0.0, 1.0)).sum().item())
+
+
+def test_mean_elbo_averages_as_many_samples_as_it_says(images):
+    """Its deviation from run to run is that of 2 * pairs samples, or less."""
+    torch.manual_seed(0)
+    vae = VAE(2, *SMALL).eval()
+    with torch.no_grad():
+        single = torch.stack([vae.elbo(images)[0] for _ in range(300)])
+        averaged = torch.stack([vae.mean_elbo(images)[0] for _ in range(300)])
+    error = single.std(0) * (2 / 300) ** 0.5
+    assert ((single.mean(0) - averaged.mean(0)).abs() < 5 * error + 1e-3).all()
+    assert (averaged.std(0) < 1.3 * single.std(0) / 4).all()
+
+
 def test_elbo_of_an_auto_encoder_is_the_cross_entropy(images):
     model = AutoEncoder(4).eval()
     with torch.no_grad():

@@ -336,7 +336,7 @@ def test_the_progress_bar(monkeypatch, losses, without_terminal):
     run_epoch(torch.rand(103, 784), epoch=4)
     (bar,) = Bar.made
     assert len(bar) == 21
-    assert bar.options == {"desc": "epoch 5 of 20", "leave": False, "disable": None}
+    assert bar.options == {"desc": "epoch 4, last 19", "leave": False, "disable": None}
     assert bar.texts == ([] if without_terminal else ["L_tot 0.0"] * 3)
 
 

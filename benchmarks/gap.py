@@ -1,0 +1,121 @@
+"""Where the nats go: how far the encoder is from the best Gaussian, and that from log p(x).
+
+    python benchmarks/gap.py        # about half an hour on two cores; writes gap.json
+
+For images of the test set and of the training set, in nats per image (Cremer, Li & Duvenaud 2018,
+"Inference suboptimality in variational autoencoders"):
+
+    approximation gap   L_tot of the best factorised Gaussian, less -log p(x)
+    amortisation gap    L_tot of the encoder, less that of the best factorised Gaussian
+
+What each of them, and -log p(x), gains from training to test images is a generalisation gap.
+
+The best Gaussian is found for each image by gradient descent, from the encoder's Gaussian and from
+the Laplace posterior; the better of the two counts. Its loss while it is sought is a sum over 5 x 5
+codes, Gauss-Hermite quadrature; every L_tot in gap.json is a mean over 32 samples.
+"""
+
+import math
+
+import torch
+from common import digits, write_json
+
+from auto_encoder import smooth_l_tot
+from lib import EVAL_BATCH
+from models import SHIPPED, load_checkpoint
+
+IMAGES = 2000  # drawn at random from each set
+PAIRS = 16  # of antithetic samples
+STEPS = 150
+LEARNING_RATE = 0.1
+PART = 200  # images that are fitted at once: 25 decoded images for each
+
+
+def best_gaussian(vae, x, start):
+    """The mean and logvar, [N, 2] each, that gradient descent finds from those of `start`."""
+    fitted = [
+        fit_part(vae, *parts)
+        for parts in zip(x.split(PART), *(term.split(PART) for term in start), strict=True)
+    ]
+    means, logvars = zip(*fitted, strict=True)
+    return torch.cat(means), torch.cat(logvars)
+
+
+@torch.enable_grad()
+def fit_part(vae, x, mean, logvar):
+    """As `best_gaussian`. What is fitted is in units of the deviations of `start`."""
+    shift = torch.zeros_like(mean, requires_grad=True)
+    widening = torch.zeros_like(mean, requires_grad=True)
+    optimizer = torch.optim.Adam([shift, widening], lr=LEARNING_RATE)
+    best_loss = torch.full((len(x),), math.inf)
+    best = [mean.clone(), logvar.clone()]
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / STEPS))
+        q = (mean + (0.5 * logvar).exp() * shift, logvar + widening)
+        loss = smooth_l_tot(vae, x, q)
+        is_better = loss.detach() < best_loss
+        best_loss[is_better] = loss.detach()[is_better]
+        for kept, now in zip(best, q, strict=True):
+            kept[is_better] = now.detach()[is_better]
+        shift.grad, widening.grad = torch.autograd.grad(loss.sum(), (shift, widening))
+        optimizer.step()
+    return best
+
+
+def l_tot(vae, x, q):
+    """L_tot of each image under Gaussians q, a mean over samples: [N]."""
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for part, mean, logvar in zip(*(t.split(EVAL_BATCH) for t in (x, *q)), strict=True):
+        terms = vae.mean_elbo(part, (mean, logvar), pairs=PAIRS, generator=generator)
+        likelihood, divergence = terms
+        parts.append(divergence - likelihood)
+    return torch.cat(parts)
+
+
+def nats_of_images(vae, x):
+    """Nats per image, {name: [N]}."""
+    encoded = vae.encode(x)
+    laplace = vae.laplace_posterior(x)
+    tried = [l_tot(vae, x, best_gaussian(vae, x, start)) for start in (encoded, laplace)]
+    return {
+        "encoder": l_tot(vae, x, encoded),
+        "laplace": l_tot(vae, x, laplace),
+        "best_gaussian": torch.minimum(*tried),
+        "minus_log_likelihood": -vae.log_likelihood(x, side=648),
+    }
+
+
+def summary(nats):
+    """Means of `nats_of_images`, the gaps, and how the amortisation gap spreads over the images."""
+    amortisation = nats["encoder"] - nats["best_gaussian"]
+    approximation = nats["best_gaussian"] - nats["minus_log_likelihood"]
+    worst_tenth = amortisation.topk(len(amortisation) // 10).values
+    return {
+        **{name: values.mean().item() for name, values in nats.items()},
+        "approximation_gap": approximation.mean().item(),
+        "amortisation_gap": amortisation.mean().item(),
+        "standard_error_of_amortisation_gap": (
+            amortisation.std() / len(amortisation) ** 0.5
+        ).item(),
+        "median_amortisation_gap": amortisation.median().item(),
+        "share_of_worst_tenth": (worst_tenth.sum() / amortisation.sum()).item(),
+    }
+
+
+@torch.no_grad()
+def main():
+    vae = load_checkpoint(SHIPPED)
+    generator = torch.Generator().manual_seed(0)
+    results = {"images": IMAGES}
+    for split in ("test", "train"):
+        x, _ = digits(split)
+        chosen = torch.randperm(len(x), generator=generator)[:IMAGES]
+        results[split] = summary(nats_of_images(vae, x[chosen]))
+        print(split, results[split], flush=True)
+    write_json("gap", results)
+
+
+if __name__ == "__main__":
+    main()
