@@ -258,7 +258,10 @@ def test_mean_elbo_of_a_logit_that_is_linear_in_z():
 
 
 def test_mean_elbo_averages_as_many_samples_as_it_says(images):
-    """Its deviation from run to run is that of 2 * pairs samples, or less."""
+    """Its deviation is that of as many independent samples as there are pairs, or less.
+
+    (The two of a pair are the same if the likelihood is even in the offset.)
+    """
     torch.manual_seed(0)
     vae = VAE(2, *SMALL).eval()
     with torch.no_grad():
@@ -266,7 +269,7 @@ def test_mean_elbo_averages_as_many_samples_as_it_says(images):
         averaged = torch.stack([vae.mean_elbo(images)[0] for _ in range(300)])
     error = single.std(0) * (2 / 300) ** 0.5
     assert ((single.mean(0) - averaged.mean(0)).abs() < 5 * error + 1e-3).all()
-    assert (averaged.std(0) < 1.3 * single.std(0) / 4).all()
+    assert (averaged.std(0) < 1.3 * single.std(0) / 8**0.5).all()
 
 
 def test_elbo_of_an_auto_encoder_is_the_cross_entropy(images):
