@@ -269,7 +269,8 @@ def test_what_training_returns_and_writes(small_run, capsys):
     assert sorted(whole.history.snapshots) == [0, 1, 2]
     assert len(whole.history.snapshots[0]["last_codes"]) == 20
     assert capsys.readouterr().out.splitlines() == [
-        auto_encoder.format_epoch(epoch, entry, "test") for epoch, entry in enumerate(log)
+        "placing the training images on a map ...",
+        *(auto_encoder.format_epoch(epoch, entry, "test") for epoch, entry in enumerate(log)),
     ]
     assert json.loads(whole.files["metrics"].read_text()) == {"settings": {"seed": 0}, "log": log}
     saved = load_checkpoint(whole.files["checkpoint"])
