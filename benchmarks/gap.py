@@ -47,11 +47,10 @@ def fit_part(vae, x, mean, logvar):
     shift = torch.zeros_like(mean, requires_grad=True)
     widening = torch.zeros_like(mean, requires_grad=True)
     optimizer = torch.optim.Adam([shift, widening], lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     best_loss = torch.full((len(x),), math.inf)
     best = [mean.clone(), logvar.clone()]
-    for step in range(STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / STEPS))
+    for _ in range(STEPS):
         q = (mean + (0.5 * logvar).exp() * shift, logvar + widening)
         loss = smooth_l_tot(vae, x, q)
         is_better = loss.detach() < best_loss
@@ -60,6 +59,7 @@ def fit_part(vae, x, mean, logvar):
             kept[is_better] = now.detach()[is_better]
         shift.grad, widening.grad = torch.autograd.grad(loss.sum(), (shift, widening))
         optimizer.step()
+        schedule.step()
     return best
 
 
@@ -68,8 +68,8 @@ def l_tot(vae, x, q):
     generator = torch.Generator().manual_seed(0)
     parts = []
     for part, mean, logvar in zip(*(t.split(EVAL_BATCH) for t in (x, *q)), strict=True):
-        terms = vae.mean_elbo(part, (mean, logvar), pairs=PAIRS, generator=generator)
-        likelihood, divergence = terms
+        q_of_part = (mean, logvar)
+        likelihood, divergence = vae.mean_elbo(part, q_of_part, pairs=PAIRS, generator=generator)
         parts.append(divergence - likelihood)
     return torch.cat(parts)
 
