@@ -38,7 +38,7 @@ RETRAIN = "auto_encoder.py makes a new one"
 # training images, after training on the others.
 DECODER_WIDTHS = (256, 256, 256, 256, 512)
 ENCODER_WIDTHS = (512, 512, 256)
-REGION_ENCODER_WIDTHS = (256, 256, 256, 256)
+REGION_ENCODER_WIDTHS = (512, 512, 512, 512)
 
 
 # --- Networks ---------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ class GridVAE(VAE):
         self,
         encoder_widths=REGION_ENCODER_WIDTHS,
         decoder_widths=DECODER_WIDTHS,
-        regions_per_side=27,  # of the encoder; benchmarks/ablation.py compares it with 9 and 81
+        regions_per_side=27,  # of the encoder; benchmarks/ablation.py compares it with 9
         readout_width=64,  # R, what the Gaussian in a region is computed from
         grid_side=81,  # nodes per side; benchmarks/ablation.py compares it with 54
     ):

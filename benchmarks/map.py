@@ -1,10 +1,10 @@
 """How the digits lie on the map: the islands of each, by a classifier trained on MNIST.
 
-    python benchmarks/map.py [CHECKPOINT ...]   # a few seconds each; writes map.json
+    python benchmarks/map.py [CHECKPOINT ...]   # a few seconds each
 
 The classifier names the decoder's image at 81 x 81 quantiles of the prior. An island is a set of
 such codes of one digit that touch, also at corners. By default: the shipped model and those of
-seeds 1 and 2.
+seeds 1 and 2; then it writes map.json, and figures/islands.png of the shipped model.
 """
 
 import itertools
@@ -12,12 +12,15 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import torch
 from classifier import classifier
-from common import OTHER_SEEDS, write_json
+from common import OTHER_SEEDS, PROJECT, digits, write_files, write_json
 
+from data import LAST_TEST_IMAGES
+from lib import plots
 from lib.latent_grid import square_grid
-from models import SHIPPED, load_checkpoint
+from models import SHIPPED, load_checkpoint, sample_noise
 
 SIDE = 81  # codes per side
 SMALLEST = 0.002  # share of the area that makes an island
@@ -25,22 +28,22 @@ SURE = 0.9  # confidence of the classifier
 AROUND = list(itertools.product((-1, 0, 1), repeat=2))  # a node and its eight neighbours
 
 
-def find_islands(digits):
-    """The islands of a map of digits, a list of rows: [(digit, its number of codes)]."""
+def find_islands(digit_map):
+    """The islands of a map of digits, a list of rows: [(digit, its nodes)], nodes as (row, column)."""
     unvisited = {}
-    for row, names in enumerate(digits):
+    for row, names in enumerate(digit_map):
         for column, digit in enumerate(names):
             unvisited[row, column] = digit
     islands = []
     while unvisited:
         start, digit = unvisited.popitem()
-        islands.append((digit, 1 + _visit_from(start, digit, unvisited)))
+        islands.append((digit, [start, *_visit_from(start, digit, unvisited)]))
     return islands
 
 
 def _visit_from(start, digit, unvisited):
-    """Take the codes of this digit that are connected to `start` out of `unvisited`; count them."""
-    count = 0
+    """Take the nodes of this digit connected to `start` out of `unvisited`, and return them."""
+    visited = []
     border = [start]
     while border:
         row, column = border.pop()
@@ -49,25 +52,69 @@ def _visit_from(start, digit, unvisited):
             if unvisited.get(place) == digit:
                 del unvisited[place]
                 border.append(place)
-                count += 1
-    return count
+                visited.append(place)
+    return visited
 
 
 @torch.no_grad()
-def map_metrics(decoder, network):
-    """Islands, the share of the area in the largest of each digit, and that of unsure images."""
+def name_images(decoder, network):
+    """The digit that the classifier sees at each node, and its confidence: [SIDE, SIDE] each."""
     images = square_grid(decoder, SIDE).logits.sigmoid()
     probabilities = torch.cat([network(part).softmax(1) for part in images.split(1000)])
     confidence, digit = probabilities.max(1)
-    islands = find_islands(digit.view(SIDE, SIDE).tolist())
+    return digit.view(SIDE, SIDE), confidence.view(SIDE, SIDE)
+
+
+def map_metrics(decoder, network):
+    """Islands, the share of the area in the largest of each digit, and that of unsure images."""
+    digit, confidence = name_images(decoder, network)
     largest = Counter()
-    for name, size in islands:
-        largest[name] = max(largest[name], size)
+    count = 0
+    for name, nodes in find_islands(digit.tolist()):
+        largest[name] = max(largest[name], len(nodes))
+        count += is_large(nodes)
     return {
-        "islands": sum(size >= SMALLEST * SIDE**2 for _, size in islands),
+        "islands": count,
         "share_of_largest": largest.total() / SIDE**2,
         "share_below_90_percent": (confidence < SURE).float().mean().item(),
     }
+
+
+def is_large(nodes):
+    """Whether these nodes have the area that makes an island."""
+    return len(nodes) >= SMALLEST * SIDE**2
+
+
+@torch.no_grad()
+def draw_islands(vae, network):
+    """The digit at each node, pale where the classifier is unsure; on top the 20 shipped codes."""
+    from matplotlib.colors import to_rgb  # within `plots.own_style`
+
+    digit, confidence = name_images(vae.decoder, network)
+    x_test, _ = digits("test")
+    plane = plots.plane_of(vae.codes(x_test[-LAST_TEST_IMAGES:]).numpy())  # that of encoder.png
+    # The borders between the nodes' cells; the outermost are at infinity.
+    borders = torch.special.ndtri(torch.arange(SIDE + 1) / SIDE)
+    borders = borders.clamp(-plane.reach, plane.reach).numpy()
+
+    axes = plots.plane_axes(plane)
+    axes.set_title("The digit that a classifier sees;\npale where it is less than 90 % sure")
+    colours = np.array([to_rgb(colour) for colour in plots.COLOURS])[digit]
+    strength = np.where(confidence < SURE, 0.2, 0.6)[:, :, None]
+    shown = 1 - strength * (1 - colours)
+    axes.pcolormesh(borders, borders, shown.swapaxes(0, 1))  # its rows are those of the picture
+    middles = torch.special.ndtri((torch.arange(SIDE) + 0.5) / SIDE).numpy()
+    for name, nodes in find_islands(digit.tolist()):
+        if is_large(nodes):
+            places = middles[np.array(nodes)]
+            middle = places.mean(0)
+            nearest = places[np.square(places - middle).sum(1).argmin()]
+            axes.text(*nearest, name, size="x-large", weight="bold", ha="center", va="center")
+    codes = vae.decoder.sample(sample_noise(20, 2, seed=0, draws="even"))
+    for number, code in enumerate(codes.tolist()):
+        disc = {**plots.LABEL_DISC, "alpha": 0.7}
+        axes.text(*code, f"{number:02d}", bbox=disc, **plots.SMALL_TEXT)
+    return plots.png_bytes(axes.figure)
 
 
 def main(paths):
@@ -79,6 +126,9 @@ def main(paths):
         print(results)
     else:
         write_json("map", results)
+        with plots.own_style():
+            picture = draw_islands(load_checkpoint(SHIPPED), network)
+        write_files({PROJECT / "figures/islands.png": picture})
 
 
 if __name__ == "__main__":

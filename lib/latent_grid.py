@@ -22,10 +22,13 @@ from lib import EVAL_BATCH
 
 # Laplace's approximation, in units of nodes.
 #
-# At the border of the grid log p(x, z) may curve upwards, as that of no Gaussian does. Then the
-# precision, 1 / variance, is taken to be this: a standard deviation of 32 nodes, which is wider
-# than the prior and is limited to it. (Any small value would do.)
+# At the border of the grid log p(x, z) may be nearly straight or curve upwards, as that of no
+# Gaussian does. Then the curvature says nothing of the posterior's width, and a Gaussian as wide as
+# the prior would have most of its mass where p(x|z) is far lower. So the precision, 1 / variance,
+# is at least this positive number (any small one would do), ...
 MIN_PRECISION = 1e-3
+# ... and the standard deviation, in z, is at most this.
+MAX_DEVIATION = 0.25
 # Between row and column; below 1, so that the matrix can be inverted.
 MAX_CORRELATION = 0.9
 # From the highest node; below half a node, so that it stays the node nearest to the peak.
@@ -148,7 +151,7 @@ def fit_laplace(log_scores, codes):
     mean = torch.special.ndtri((peak + 0.5) / side)
     precision = torch.stack([precision_row, precision_column], 1)
     variance = cell_width(mean, side).square() / precision
-    return mean, variance.clamp_max(1).log()  # no wider than the prior
+    return mean, variance.clamp_max(MAX_DEVIATION**2).log()
 
 
 def grid_side(log_scores):

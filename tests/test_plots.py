@@ -202,12 +202,12 @@ def test_loss_curves_and_the_gap(figures):
     (axes,) = figures[0].axes
     *lines, dashed = axes.lines
     assert [list(line.get_ydata()) for line in lines] == list(curves.values())
-    assert lines[0].get_label() == "train, 200.0 to 120.00"
+    assert lines[0].get_label() == "train, 200.0 to 120.0"
     bottom, top = axes.get_ylim()
     assert all(bottom < nats < top for nats in sum(curves.values(), [116.5]))
     assert (dashed.get_linestyle(), list(dashed.get_ydata())) == ("--", [140, 116.5])
     (band,) = axes.collections
-    assert band.get_label() == "amortisation gap, last 8.50 nats"
+    assert band.get_label() == "gap between the two, last 8.5 nats"
     corners = {tuple(corner) for corner in band.get_paths()[0].vertices}
     assert corners == {(1, 190), (3, 125), (1, 140), (3, 116.5)}
 

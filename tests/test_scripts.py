@@ -62,7 +62,7 @@ def test_log_and_metrics(finished_run):
     for part in (
         "test L_tot",
         "Laplace posterior L_tot",
-        f"amortisation gap {gap:.2f}",
+        f"the encoder's L_tot is {gap:.2f} higher",
         "log p(x)",
     ):
         assert part in text
@@ -71,17 +71,19 @@ def test_log_and_metrics(finished_run):
 
 
 def numpy_elbo(vae, images, encode):
-    """L_tot and L_divergence by plain NumPy, with the noise of a run: 1000 images at a time."""
+    """L_tot and L_divergence by plain NumPy, with 5 x 5 nodes of Gauss-Hermite quadrature."""
     x = torch.from_numpy(images.reshape(-1, 784) / 255).float()
-    generator = torch.Generator().manual_seed(0)
+    nodes, weights = np.polynomial.hermite.hermgauss(5)
     totals, divergences = [], []
     for part in x.split(1000):
         with torch.no_grad():
             mean, logvar = (term.double().numpy() for term in encode(part))
-            noise = torch.randn(mean.shape, generator=generator).double().numpy()
-            z = mean + np.exp(logvar / 2) * noise
-            logits = vae.decode(torch.from_numpy(z).float()).double().numpy()
-        likelihood = (part.double().numpy() * logits - np.logaddexp(0, logits)).sum(1)
+            likelihood = 0
+            for i, j in np.ndindex(5, 5):
+                z = mean + np.exp(logvar / 2) * np.sqrt(2) * nodes[[i, j]]
+                logits = vae.decode(torch.from_numpy(z).float()).double().numpy()
+                log_p = (part.double().numpy() * logits - np.logaddexp(0, logits)).sum(1)
+                likelihood = likelihood + weights[i] * weights[j] / np.pi * log_p
         divergence = (mean**2 + np.exp(logvar) - 1 - logvar).sum(1) / 2
         totals.append(divergence - likelihood)
         divergences.append(divergence)
@@ -90,17 +92,18 @@ def numpy_elbo(vae, images, encode):
 
 def test_results_agree_with_a_recomputation(trained, mnist):
     """L_tot of a short run and of the shipped model, from encode and decode."""
-    for folder, images in (
-        (trained, mnist.test_images[-1100:]),
-        (SHIPPED.parent, mnist.test_images),
+    for folder, images, tolerance in (
+        (trained, mnist.test_images[-1100:], 0.3),
+        (SHIPPED.parent, mnist.test_images, 0.06),
     ):
         results, vae = read_json(folder)["results"], load_checkpoint(folder / "vae.safetensors")
         assert vae.metadata["results"] == results
         for name, encode in (("test", vae.encode), ("laplace", vae.laplace_posterior)):
             total, divergence = numpy_elbo(vae, images, encode)
-            assert results[name]["L_tot"] == pytest.approx(total, abs=0.1)
+            # The run averages 16 samples, so that it differs from run to run by 0.02 to 0.1 nats.
+            assert results[name]["L_tot"] == pytest.approx(total, abs=tolerance)
             assert results[name]["L_divergence"] == pytest.approx(divergence, abs=0.01)
-            assert results[name]["L_likelihood"] == pytest.approx(divergence - total, abs=0.1)
+            assert results[name]["L_likelihood"] == pytest.approx(divergence - total, abs=tolerance)
 
 
 def test_scatter_and_neighbours_of_the_last_1000(finished_run, mnist):
