@@ -6,32 +6,31 @@ Writes analysis.json and figures/confusions.png.
 """
 
 import itertools
+import math
 
 import numpy as np
 import torch
 from common import PROJECT, digits, write_files, write_json
+from gap import l_tot
 
 from auto_encoder import NEIGHBOURS
-from lib import EVAL_BATCH, metrics, plots
+from lib import EVAL_BATCH, latent_grid, metrics, plots
 from lib.som import slant
 from models import SHIPPED, load_checkpoint
 
-SAMPLES = 20  # of q(z|x) per image, to tell the gap from its noise
 PAIRS_DRAWN = 3  # of digits that are most often confused
 IMAGES_DRAWN = 2  # of each digit of a pair
 
 
-def bounds(vae, x, posterior):
-    """The ELBO of each image in nats, [N], over samples of q; `posterior` maps images to q."""
-    parts = []
-    for part in x.split(EVAL_BATCH):
-        q = posterior(part)
-        draws = []
-        for _ in range(SAMPLES):
-            likelihood, divergence = vae.elbo(part, q)
-            draws.append(likelihood - divergence)
-        parts.append(torch.stack(draws).mean(0))
-    return torch.cat(parts)
+def on_border(grid, x):
+    """Whether the highest node of p(x, z) is on the border of the grid, for images [N, 784]."""
+    log_prior = latent_grid.log_standard_normal(grid.codes)
+    side = math.isqrt(len(grid.codes))
+    nodes = torch.cat(
+        [(grid.log_likelihood_grid(part) + log_prior).argmax(1) for part in x.split(EVAL_BATCH)]
+    )
+    places = torch.stack([nodes // side, nodes % side], 1)
+    return ((places == 0) | (places == side - 1)).any(1)
 
 
 def style(x):
@@ -106,9 +105,12 @@ def main():
     unexplained = (guessed_style - style(x_test)).square().mean(0) / style(x_test).var(0)
 
     grid = vae.make_grid()
-    laplace_bounds = bounds(vae, x_test, grid.laplace_posterior)
-    gap = laplace_bounds - bounds(vae, x_test, vae.encode)
-    laplace_mean, _ = grid.laplace_posterior(x_test)
+    laplace = grid.laplace_posterior(x_test)
+    encoder_l_tot = l_tot(vae, x_test, (mean, logvar))
+    laplace_l_tot = l_tot(vae, x_test, laplace)
+    gap = encoder_l_tot - laplace_l_tot
+    laplace_mean, _ = laplace
+    border = on_border(grid, x_test)
     in_regions = [
         vae.regions_per_side * torch.special.ndtr(codes) for codes in (mean, laplace_mean)
     ]
@@ -126,8 +128,11 @@ def main():
         "deviation_of_codes": mean.std(0).tolist(),
         "median_deviation_of_posterior": (0.5 * logvar).exp().median().item(),
         "right_region": right.float().mean().item(),
-        "gap_in_right_region": gap[right].mean().item(),
-        "gap_in_wrong_region": gap[~right].mean().item(),
+        "encoder_less_laplace_in_right_region": gap[right].mean().item(),
+        "encoder_less_laplace_elsewhere": gap[~right].mean().item(),
+        "images_on_border": int(border.sum()),
+        "encoder_on_border": encoder_l_tot[border].mean().item(),
+        "laplace_on_border": laplace_l_tot[border].mean().item(),
     }
     write_json("analysis", results)
     drawn_pairs = [pair for pair, _ in pairs[:PAIRS_DRAWN]]

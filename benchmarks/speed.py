@@ -97,6 +97,7 @@ def seconds_of_products(products, kind=torch.float32):
 
 def share_of_the_floor(few=20, many=110):
     """The floor's seconds per step, in float32 and as multiplied in training; the step's own."""
+    torch.set_flush_denormal(True)  # as auto_encoder.py does
     x = digits("train")[0]
     vae = GridVAE()
     settings = GRID_SETTINGS
