@@ -29,7 +29,7 @@ AROUND = list(itertools.product((-1, 0, 1), repeat=2))  # a node and its eight n
 
 
 def find_islands(digit_map):
-    """The islands of a map of digits, a list of rows: [(digit, its nodes)], nodes as (row, column)."""
+    """The islands of a map of digits, a list of rows: [(digit, its nodes (row, column))]."""
     unvisited = {}
     for row, names in enumerate(digit_map):
         for column, digit in enumerate(names):

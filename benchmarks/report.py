@@ -4,32 +4,55 @@ pip install pypandoc_binary typst
 python benchmarks/report.py
 """
 
+import re
+
 import pypandoc
 import typst
 from common import PROJECT, write_files
 
 STYLE = """
-#set page(paper: "a4", margin: 1.8cm)
+#set page(paper: "a4", margin: (x: 1.6cm, y: 1.1cm))
 #set text(10.5pt)
-#set par(justify: true, leading: 0.5em, spacing: 0.62em)
-#set list(spacing: 0.6em)
-#set table(stroke: none, inset: (x: 3pt, y: 2.2pt))
+#set par(justify: true, leading: 0.45em, spacing: 0.55em)
+#set list(spacing: 0.5em)
+#set table(stroke: none, inset: (x: 3pt, y: 1.8pt))
 #show table: set par(justify: false)
-#show heading: set block(above: 0.8em, below: 0.5em)
-#set image(width: 68%)
-#show table: set image(width: 84%)
+#show table: set text(9.5pt)
+#show heading: set block(above: 0.7em, below: 0.45em)
+#set image(width: 100%)
 #show box: it => align(center, it)
-#show figure: set block(spacing: 0.8em)
+#show figure: set block(spacing: 0.6em)
+#show math.equation.where(block: true): set block(spacing: 0.5em)
 """
+# The columns of each table in the report, in order. Where the first one takes what the others
+# leave, a table is as wide as the page.
+COLUMNS = (
+    "(auto, 1fr)",  # configuration
+    "(1fr, auto, auto)",
+    "(1fr, auto, auto, auto)",
+    "(6.8%,) * 10",  # the generated images
+    "(46.5%, 46.5%)",  # other pictures
+    "(46%, 54%)",
+    "(1fr, auto, auto, auto, auto, auto)",
+)
+
+
+def typst_source(markdown):
+    """The report as Typst source."""
+    body = pypandoc.convert_text(markdown, "typst", "gfm+tex_math_dollars")
+    parts = re.split(r"columns: (?:\d+|\([^)]*\)),", body)
+    source = parts[0]
+    for columns, part in zip(COLUMNS, parts[1:], strict=True):
+        if "image(" in part.split("kind: table")[0]:
+            part = part.replace("table.hline(),", "", 1)  # between pictures and their captions
+        source += f"columns: {columns}," + part
+    source = source.replace("== References", "#set text(9pt)\n== References")
+    return STYLE + source
 
 
 def main():
-    body = pypandoc.convert_file(PROJECT / "Report.md", "typst", "gfm+tex_math_dollars")
-    # All tables of figures as wide as the page: the first column takes what the others leave.
-    columns = {f"columns: {n},": f"columns: (1fr, {'auto, ' * (n - 1)})," for n in (3, 4, 6)}
-    for narrow, wide in columns.items():
-        body = body.replace(narrow, wide)
-    pdf = typst.compile((STYLE + body).encode(), root=PROJECT)
+    markdown = (PROJECT / "Report.md").read_text(encoding="utf-8")
+    pdf = typst.compile(typst_source(markdown).encode(), root=PROJECT)
     write_files({PROJECT / "Report.pdf": pdf})
 
 

@@ -119,6 +119,11 @@ def draw_scatters(points, labels, plane):
         scatter(plane_axes(bare, axes, ticks=4), panel_points, labels, area=5)
 
     figure = panels(points, show)
+    rows = math.ceil(len(points) / 3)
+    for place, axes in enumerate(figure.axes):  # all have the same axes: numbers on the outer ones
+        below = place + 3
+        axes.tick_params(labelleft=place % 3 == 0, labelbottom=below >= len(points))
+    figure.set_figheight(2 * rows + 0.6)
     figure.supxlabel(plane.names[0])
     figure.supylabel(plane.names[1])
     handles, names = figure.axes[0].get_legend_handles_labels()

@@ -171,7 +171,7 @@ def test_a_config_builds_the_same_architecture(made):
 
 def test_default_architectures():
     grid, plain = GridVAE(), VAE(20)
-    assert [layer.out_features for layer in grid.encoder.body] == [256] * 4
+    assert [layer.out_features for layer in grid.encoder.body] == [512] * 4
     assert [layer.out_features for layer in plain.encoder] == [512, 512, 256, 40]
     for model in (grid, plain, AutoEncoder(2)):
         assert [part.out_features for part in model.decoder.net] == [*[256] * 4, 512, 784]
