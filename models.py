@@ -320,7 +320,7 @@ class GridVAE(VAE):
         decoder_widths=DECODER_WIDTHS,
         regions_per_side=27,  # of the encoder; benchmarks/ablation.py compares it with 9
         readout_width=64,  # R, what the Gaussian in a region is computed from
-        grid_side=81,  # nodes per side; benchmarks/ablation.py compares it with 54
+        grid_side=81,  # nodes per side
     ):
         check_sizes(regions_per_side, readout_width, grid_side)
         if grid_side % regions_per_side:

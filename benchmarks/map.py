@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from classifier import classifier
-from common import OTHER_SEEDS, PROJECT, digits, write_files, write_json
+from common import OTHER_SEEDS, PROJECT, write_files, write_json
 
-from data import LAST_TEST_IMAGES
 from lib import plots
 from lib.latent_grid import square_grid
 from models import SHIPPED, load_checkpoint, sample_noise
@@ -25,6 +24,7 @@ from models import SHIPPED, load_checkpoint, sample_noise
 SIDE = 81  # codes per side
 SMALLEST = 0.002  # share of the area that makes an island
 SURE = 0.9  # confidence of the classifier
+CENTRED = {"ha": "center", "va": "center"}
 AROUND = list(itertools.product((-1, 0, 1), repeat=2))  # a node and its eight neighbours
 
 
@@ -91,29 +91,23 @@ def draw_islands(vae, network):
     from matplotlib.colors import to_rgb  # within `plots.own_style`
 
     digit, confidence = name_images(vae.decoder, network)
-    x_test, _ = digits("test")
-    plane = plots.plane_of(vae.codes(x_test[-LAST_TEST_IMAGES:]).numpy())  # that of encoder.png
-    # The borders between the nodes' cells; the outermost are at infinity.
-    borders = torch.special.ndtri(torch.arange(SIDE + 1) / SIDE)
-    borders = borders.clamp(-plane.reach, plane.reach).numpy()
-
-    axes = plots.plane_axes(plane)
+    axes = plots.plane_axes(plots.Plane(None, None, ["quantile of $z_1$", "quantile of $z_2$"], 1))
     axes.set_title("The digit that a classifier sees;\npale where it is less than 90 % sure")
     colours = np.array([to_rgb(colour) for colour in plots.COLOURS])[digit]
     strength = np.where(confidence < SURE, 0.2, 0.6)[:, :, None]
     shown = 1 - strength * (1 - colours)
-    axes.pcolormesh(borders, borders, shown.swapaxes(0, 1))  # its rows are those of the picture
-    middles = torch.special.ndtri((torch.arange(SIDE) + 0.5) / SIDE).numpy()
+    # z_1, which grows from row to row, is drawn to the right.
+    axes.imshow(shown.swapaxes(0, 1), origin="lower", extent=(0, 1, 0, 1))
+    axes.set(xlim=(0, 1), ylim=(0, 1))
     for name, nodes in find_islands(digit.tolist()):
         if is_large(nodes):
-            places = middles[np.array(nodes)]
-            middle = places.mean(0)
-            nearest = places[np.square(places - middle).sum(1).argmin()]
-            axes.text(*nearest, name, size="x-large", weight="bold", ha="center", va="center")
+            places = (np.array(nodes) + 0.5) / SIDE
+            nearest = np.square(places - places.mean(0)).sum(1).argmin()
+            axes.text(*places[nearest], name, size="xx-large", weight="bold", **CENTRED)
     codes = vae.decoder.sample(sample_noise(20, 2, seed=0, draws="even"))
-    for number, code in enumerate(codes.tolist()):
-        disc = {**plots.LABEL_DISC, "alpha": 0.7}
-        axes.text(*code, f"{number:02d}", bbox=disc, **plots.SMALL_TEXT)
+    disc = {**plots.LABEL_DISC, "alpha": 0.7}
+    for number, place in enumerate(torch.special.ndtr(codes).tolist()):
+        axes.text(*place, f"{number:02d}", bbox=disc, **CENTRED)
     return plots.png_bytes(axes.figure)
 
 

@@ -11,10 +11,10 @@ import typst
 from common import PROJECT, write_files
 
 STYLE = """
-#set page(paper: "a4", margin: (x: 1.6cm, y: 1.1cm))
+#set page(paper: "a4", margin: (x: 1.6cm, y: 1cm))
 #set text(10.5pt)
-#set par(justify: true, leading: 0.45em, spacing: 0.55em)
-#set list(spacing: 0.5em)
+#set par(justify: true, leading: 0.43em, spacing: 0.52em)
+#set list(spacing: 0.45em)
 #set table(stroke: none, inset: (x: 3pt, y: 1.8pt))
 #show table: set par(justify: false)
 #show table: set text(9.5pt)
@@ -30,7 +30,7 @@ COLUMNS = (
     "(auto, 1fr)",  # configuration
     "(1fr, auto, auto)",
     "(1fr, auto, auto, auto)",
-    "(6.8%,) * 10",  # the generated images
+    "(6.4%,) * 10",  # the generated images
     "(46.5%, 46.5%)",  # other pictures
     "(46%, 54%)",
     "(1fr, auto, auto, auto, auto, auto)",
@@ -46,7 +46,8 @@ def typst_source(markdown):
         if "image(" in part.split("kind: table")[0]:
             part = part.replace("table.hline(),", "", 1)  # between pictures and their captions
         source += f"columns: {columns}," + part
-    source = source.replace("== References", "#set text(9pt)\n== References")
+    references = "#strong[References.]"
+    source = source.replace(references, "#set text(9pt)\n" + references)
     return STYLE + source
 
 

@@ -41,9 +41,7 @@ SHORT = (  # rows of the report's table
     "encoder without regions",
     "codes as wide as the posterior",
     "no ordered initialisation",
-    "no sines and cosines",
     "no distorted copies",
-    "AdamW for all, no Muon",
 )
 
 
@@ -277,18 +275,18 @@ CONSTANTS = {  # figures that no run here wrote: versions, settings, and what ot
         "CC BY-SA 3.0",
     ],
     "Report.md": [
-        "torchvision 0.29.2",
-        "matplotlib 3.11.2",
         "rate 0.009 (encoder 0.0054)",
         "weight decay 0.7",
-        "smoothing 0.2",
-        "0.1 times",
-        "0.2 % of the area",
+        "smoothed by 0.2",
+        "at most 0.25",
+        "0.1 \\cdot",
+        "above 0.2 % of the plane",
     ],
     "figures/README.md": ["arXiv 2409.09011", "about 3.5 MB"],
     "benchmarks/README.md": [
         "at least 0.2 % of the area",
         "Pythae 0.1.2",
+        "its default learning rate, 0.0001, and with the usual 0.001",
         "epoch 0: L_tot 161.47 L_likelihood -157.01 L_divergence 4.46",
         "epoch 1: L_tot 160.73 L_likelihood -155.26 L_divergence 5.47",
         "epoch 59: L_tot 129.28 L_likelihood -122.03 L_divergence 7.25",
