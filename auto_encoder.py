@@ -216,7 +216,8 @@ def train(model, digits, settings, files, description, resume=False):
                 positions = None
             elif positions is None:
                 print("placing the training images on a map ...", flush=True)
-                positions = som_positions(x_train.view(-1, 28, 28), settings.seed)
+                with one_thread():  # its sums over all images would depend on the number of threads
+                    positions = som_positions(x_train.view(-1, 28, 28), settings.seed)
             with matmul_precision(settings.matmul_precision):
                 train_epoch(model, optimizers, x_train, epoch, settings, positions)
                 entry = measure(model, x_train, x_validation, digits.x_test, epoch, settings)
@@ -353,6 +354,17 @@ def matmul_precision(precision):
             yield
         finally:
             torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
+def one_thread():
+    """Inside, PyTorch computes on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 # --- The losses, in nats per image -----------------------------------------------------------
