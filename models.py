@@ -318,7 +318,7 @@ class GridVAE(VAE):
         self,
         encoder_widths=REGION_ENCODER_WIDTHS,
         decoder_widths=DECODER_WIDTHS,
-        regions_per_side=27,  # of the encoder; benchmarks/ablation.py compares it with 9
+        regions_per_side=27,  # of the encoder
         readout_width=64,  # R, what the Gaussian in a region is computed from
         grid_side=81,  # nodes per side
     ):

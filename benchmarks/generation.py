@@ -24,12 +24,14 @@ def judge(network, decoder, draws):
     """The judgement on images of many seeds; that on those of seed 0 also by itself."""
     confidences = []
     least_confidences = []
+    least_confident = []
     different_digits = []
     for seed in range(SEEDS):
         codes = decoder.sample(sample_noise(COUNT, decoder.latent_dim, seed, draws))
         confidence, digit = network(decoder(codes).sigmoid()).softmax(1).max(1)
         confidences.append(confidence.mean().item())
         least_confidences.append(confidence.min().item())
+        least_confident.append(confidence.argmin().item())
         different_digits.append(len(digit.unique()))
     return {
         "mean_confidence": mean(confidences),
@@ -37,6 +39,7 @@ def judge(network, decoder, draws):
         "digits_of_seed_0": different_digits[0],
         "confidence_of_seed_0": confidences[0],
         "least_confidence_of_seed_0": least_confidences[0],
+        "least_confident_of_seed_0": least_confident[0],
     }
 
 
