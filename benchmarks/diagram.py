@@ -11,7 +11,7 @@ from common import PROJECT, digits, write_files
 from lib import latent_grid, plots
 from models import SHIPPED, load_checkpoint
 
-IMAGE = 227  # in the test set; its posterior has two peaks
+IMAGE = 110  # in the test set; its posterior has two peaks
 BOX = {"boxstyle": "round,pad=0.35", "facecolor": "#EEEEEE", "linewidth": 0.6}
 ARROW = {"arrowstyle": "-|>", "linewidth": 0.8, "color": "black", "shrinkA": 0, "shrinkB": 0}
 TRAINS = {**ARROW, "color": plots.COLOURS[0], "linestyle": "--"}

@@ -24,7 +24,7 @@ from common import PROJECT, digits, write_json
 from auto_encoder import GRID_SETTINGS, make_optimizers, matmul_precision, train_epoch
 from models import PIXELS, GridVAE, HiddenLayer
 
-MOST_EPOCHS = 7  # that are tried in the time of the conventional example on tensors
+MOST_EPOCHS = 5  # that are tried in the time of the conventional example on tensors
 
 
 def run_script(*command):
