@@ -11,17 +11,17 @@ import typst
 from common import PROJECT, write_files
 
 STYLE = """
-#set page(paper: "a4", margin: (x: 1.6cm, y: 1cm))
+#set page(paper: "a4", margin: (x: 1.6cm, y: 0.9cm))
 #set text(10.5pt)
-#set par(justify: true, leading: 0.43em, spacing: 0.52em)
-#set list(spacing: 0.45em)
+#set par(justify: true, leading: 0.4em, spacing: 0.5em)
+#set list(spacing: 0.4em)
 #set table(stroke: none, inset: (x: 3pt, y: 1.8pt))
 #show table: set par(justify: false)
 #show table: set text(9.5pt)
 #show heading: set block(above: 0.7em, below: 0.45em)
 #set image(width: 100%)
 #show box: it => align(center, it)
-#show figure: set block(spacing: 0.6em)
+#show figure: set block(spacing: 0.45em)
 #show math.equation.where(block: true): set block(spacing: 0.5em)
 """
 # The columns of each table in the report, in order. Where the first one takes what the others
@@ -47,7 +47,7 @@ def typst_source(markdown):
             part = part.replace("table.hline(),", "", 1)  # between pictures and their captions
         source += f"columns: {columns}," + part
     references = "#strong[References.]"
-    source = source.replace(references, "#set text(9pt)\n" + references)
+    source = source.replace(references, "#set text(8.5pt)\n" + references)
     return STYLE + source
 
 

@@ -255,25 +255,37 @@ def figures():
 
 ORDER = {  # the figures in each document, by their names above, as they stand there
     "README.md": """
-        torch tot tot_seeds laplace laplace_seeds gap gap_seeds knn knn_seeds confidence kinds
-        training total share_percent
+        torch tot tot_seeds laplace laplace_seeds amortisation amortisation_error knn_all
+        knn knn_seeds confidence kinds confidence_shipped kinds_shipped tensors
+        tensors_seconds same_time same_time_epochs training total price_of_width
+        share_percent
     """,
     "Report.md": """
-        python torch numpy training total tot laplace gap tot tot_seeds laplace laplace_seeds gap
-        gap_seeds grey grey_seeds binarized binarized_seeds knn knn_seeds conventional
-        conventional_seconds peers sooner_seconds tot knn training ablation_short errors pairs
-        best_digit worst_digit own another slant ink divergence bits shares region gap_right
-        gap_wrong classifier islands share unsure confidence confidence_seeds confidence_real
-        kinds kinds_random kinds_shipped overfit laplace_60 tot_60
+        training total python torch numpy price_of_width price_of_width_laplace likelihood
+        divergence tot tot_seeds laplace laplace_seeds minus_binarized minus_grey
+        minus_grey_seeds knn knn_seeds published published_seconds tensors tensors_seconds
+        best_peers same_time_epochs same_time same_time_seconds tot knn total ablation_short
+        errors pairs slant classifier islands share unsure confidence_shipped
+        least_confidence least_confident kinds_shipped confidence confidence_real kinds
+        gap_images amortisation amortisation_error worst_tenth approximation region
+        gap_right gap_wrong decoder_generalisation decoder_generalisation_error
+        encoder_generalisation encoder_generalisation_error tot_60 laplace_60 divergence
+        shares latent20
     """,
     "benchmarks/README.md": """
-        torch tot tot_seeds tot_60 laplace laplace_seeds laplace_60 gap gap_seeds gap_60 grey
-        grey_seeds grey_60 binarized binarized_seeds binarized_60 knn knn_seeds knn_60 threads1
-        islands_each share unsure classifier confidence confidence_random confidence_seeds
-        confidence_real kinds kinds_random ablation conventional conventional_seconds
-        sooner_seconds sooner step step_float32 step_products step_share memory page_size
-        page_first page_grid page_decode page_shade page_finished page_frames quadrature peers
-        epoch0 epoch1 epoch19 tot ae32 latent20 recipe recipe_ours
+        torch tot tot_seeds tot_60 laplace laplace_seeds laplace_60 gap gap_seeds gap_60
+        grey grey_seeds grey_60 binarized binarized_seeds binarized_60 knn knn_seeds knn_60
+        threads1 gap_images gap_rows amortisation_error amortisation_median worst_tenth
+        decoder_generalisation decoder_generalisation_error encoder_generalisation
+        encoder_generalisation_error region gap_right gap_wrong border border_laplace
+        border_encoder islands_each share unsure classifier confidence confidence_random
+        confidence_seeds confidence_real kinds kinds_random confidence_shipped
+        least_confidence ablation published published_seconds tensors tensors_seconds
+        sooner_seconds sooner_published sooner_tensors same_time_epochs same_time
+        same_time_seconds step step_float32 step_products step_share memory page_size
+        page_first page_grid page_decode page_shade page_finished page_frames quadrature
+        all_peers epoch0 epoch1 epoch19 tot ae32 latent20 recipe recipe_seconds recipe_ours
+        recipe_ours_seconds
     """,
     "tests/README.md": "",
     "figures/README.md": "page_size",
@@ -297,7 +309,7 @@ CONSTANTS = {  # figures that no run here wrote: versions, settings, and what ot
     "benchmarks/README.md": [
         "at least 0.2 % of the area",
         "Pythae 0.1.2",
-        "its default learning rate, 0.0001, and with the usual 0.001",
+        "the usual learning rate of 0.001; its default of 0.0001",
         "epoch 0: L_tot 161.47 L_likelihood -157.01 L_divergence 4.46",
         "epoch 1: L_tot 160.73 L_likelihood -155.26 L_divergence 5.47",
         "epoch 59: L_tot 129.28 L_likelihood -122.03 L_divergence 7.25",
