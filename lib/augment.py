@@ -1,5 +1,7 @@
 """Distorted copies of images, so that a network sees more images than there are."""
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 
@@ -34,6 +36,7 @@ def distort(images, strength, generator):
     return distorted[:, 0].clamp(0, 1)
 
 
+@cache  # asked for twice in every training step
 def bicubic_weights(size):
     """What each of NODES nodes adds to `size` places between them: [size, NODES].
 
