@@ -367,6 +367,20 @@ def one_thread():
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def no_subnormals():
+    """Inside, PyTorch computes 0 instead of a number below 1e-38.
+
+    Most of a grid posterior is so small, and processors are many times slower with such numbers.
+    Outside they are kept: versions of NumPy before 2 warn, as Matplotlib draws, when they are gone.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
 # --- The losses, in nats per image -----------------------------------------------------------
 
 
@@ -954,9 +968,6 @@ def main():
     started = time.perf_counter()
     args = parse_arguments()
     device = choose_device(args.device)
-    # Numbers below 1e-38 become 0. Most of a grid posterior is so small, and processors are many
-    # times slower with such numbers.
-    torch.set_flush_denormal(True)
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)  # for the initial weights
@@ -965,13 +976,14 @@ def main():
     source = find_source(args.data)
     files = output_files(args, source.files)
     with plots.own_style(), reserved(files.values(), disk_space(model, files)):
-        digits = read_digits(source, device)
-        print(f"data: {describe_digits(digits)} from {source}", flush=True)
-        description = describe_run(args, settings, digits)
-        history = train(model, digits, settings, files, description, args.resume)
+        with no_subnormals():
+            digits = read_digits(source, device)
+            print(f"data: {describe_digits(digits)} from {source}", flush=True)
+            description = describe_run(args, settings, digits)
+            history = train(model, digits, settings, files, description, args.resume)
+            print("evaluating ...", flush=True)
+            results, last_log_likelihood = evaluate(model, digits)
         epochs = best_epoch(history.log) + 1
-        print("evaluating ...", flush=True)
-        results, last_log_likelihood = evaluate(model, digits)
         summary = {**description, "epochs": epochs, "results": results}
         print("drawing ...", flush=True)
         shown = picture_data(model, digits, history, epochs, last_log_likelihood)
