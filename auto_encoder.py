@@ -20,20 +20,21 @@ Bayes' rule: see `grid_loss`. One training step, on a batch of images x:
     likelihood      log p(x|z_g) for every image and code: one matrix product
     grid posterior  p(z_g|x) by Bayes' rule: a softmax, as each z_g stands for the same share of
                     the prior
-    Laplace         a Gaussian at the highest peak of the density p(z|x), as wide as its curvature
-    posterior       there says
+    Laplace         a Gaussian at the highest peak of the density p(z|x); its variances come from
+      posterior     the curvature of log p(z|x) there
     decoder loss    -log p(x|z), with z drawn from the Laplace posterior with twice its variance
-    encoder loss    also on distorted copies of half of the images. The plane is cut into 27 x 27
-                    regions. First term: the cross-entropy between the probabilities that the grid
-                    posterior gives to the regions and those that the encoder predicts. Second
-                    term: the encoder gives a Gaussian in the grid posterior's likeliest region;
-                    minus 0.1 times its ELBO
+    encoder loss    on the batch, and on distorted copies of half of it. The plane is cut into
+                    27 x 27 regions. The loss is a sum of two terms:
+                    1. the cross-entropy between the probabilities that the grid posterior gives to
+                       the regions and those that the encoder predicts
+                    2. 0.1 times the negative ELBO of the Gaussian that the encoder gives in the
+                       region that is likeliest by the grid posterior
     update          Muon for the matrices of hidden layers, AdamW for all other weights
 
-In the first quarter of the epochs the grid has 27 x 27 codes, and every image also has a place on
-a map, a self-organising map (SOM, lib/som.py) on which images that look alike are neighbours. Codes
-are kept near these places, so that each digit has a few large islands in the plane instead of many
-small ones.
+In the first quarter of the epochs the grid has 27 x 27 codes, and a self-organising map (SOM,
+lib/som.py) gives every image a place in the plane; images that look alike are neighbours there.
+Codes are kept near these places, so that each digit has a few large islands in the plane instead of
+many small ones.
 
 A code z is also written as u, its place in the unit square: u = ndtr(z), the distribution function
 of N(0, 1), in each coordinate.
@@ -63,7 +64,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import MNIST, Digits, find_source, read_digits
+from data import MNIST, Digits, find_source, load_both_splits
 from lib import checkpoints, cli, explorer, latent_grid, metrics, plots
 from lib.augment import distort
 from lib.cli import Parser, between, nonempty_path
@@ -130,7 +131,7 @@ class TrainingSettings:
 
     # Steps between two grids; the decoder moves little in between.
     grid_refresh: int = 20
-    # The first part of the epochs, in which codes are kept near their images' places on the map,
+    # The first part of the epochs, in which codes are kept near their images' places on the SOM,
     # and how near: the standard deviation of codes around these places, in the unit square. Both
     # were chosen by how the labels of training images lie in the plane, at a small price in L_tot.
     som_part: float = 0.0
@@ -191,23 +192,23 @@ class History:
     best_weights: dict = field(default_factory=dict)  # {name: tensor}, of the best epoch
 
 
-def train(model, digits, settings, files, description, resume=False):
+def train(model, digits, settings, files, metadata, resume=False):
     """Train, saving after each epoch; leave the best weights in the model. Returns the `History`.
 
     Without held-out images the last epoch counts as the best. `files` are the paths that
     `output_files` gives, {name: path}, of which "checkpoint", "metrics" and "resume" are written
-    here; `description`, from `describe_run`, goes into them.
+    here; `metadata`, from `run_metadata`, goes into them.
     """
     x_train, x_validation = hold_out(digits.x_train, settings.validation)
     optimizers = make_optimizers(model, settings)
     untrained = take_snapshot(model, digits)
     if resume:
-        flags = resume_flags(description, digits)
+        flags = resume_flags(metadata, digits)
         history = restore(files["resume"], flags, model, optimizers, untrained)
     else:
         history = History(snapshots={0: untrained})
     saved_epochs = len(history.log)  # Ctrl-C may come when one more is in the log, but not saved
-    positions = None  # of the training images on the map
+    positions = None  # the training images' places on the SOM, in its epochs
     try:
         while not is_finished(history.log, settings):
             epoch = len(history.log)  # from 0, as the homework counts
@@ -215,15 +216,15 @@ def train(model, digits, settings, files, description, resume=False):
             if epoch >= settings.som_epochs:
                 positions = None
             elif positions is None:
-                print("placing the training images on a map ...", flush=True)
+                print("placing the training images on a self-organising map ...", flush=True)
                 with one_thread():  # its sums over all images would depend on the number of threads
                     positions = som_positions(x_train.view(-1, 28, 28), settings.seed)
             with matmul_precision(settings.matmul_precision):
                 train_epoch(model, optimizers, x_train, epoch, settings, positions)
                 entry = measure(model, x_train, x_validation, digits.x_test, epoch, settings)
             entry["seconds"] = round(time.perf_counter() - started, 2)
-            history.log.append(entry)
-            save_epoch(model, digits, optimizers, history, files, description)
+            record_epoch(model, digits, history, entry)
+            save_epoch(model, digits, optimizers, history, files, metadata)
             saved_epochs = len(history.log)
             print(format_epoch(epoch, entry, digits.test_name), flush=True)
     except KeyboardInterrupt:
@@ -238,9 +239,9 @@ def train(model, digits, settings, files, description, resume=False):
 def train_epoch(model, optimizers, x, epoch, settings, positions=None):
     """Train on every image of x, [N, 784], once; `epoch` counts from 0.
 
-    If `positions` [N, 2] are given, the images' places on a map in the unit square, the codes of a
-    GridVAE are kept near them. The progress bar shows the L_tot of the codes from which the decoder
-    learns, not that of the encoder, which the log has.
+    If `positions` [N, 2] are given, the images' places on the SOM in the unit square, the codes of
+    a GridVAE are kept near them. The progress bar of a GridVAE shows the L_tot of the Gaussians
+    from which the decoder's codes are drawn; the log has that of the encoder.
     """
     model.train()
     # A random stream of its own for each epoch, so that --resume needs no saved random state.
@@ -260,15 +261,17 @@ def train_epoch(model, optimizers, x, epoch, settings, positions=None):
             if step % settings.grid_refresh == 0:
                 side = model.grid_side if positions is None else settings.som_grid_side
                 grid = model.make_grid(side)
-            loss, l_tot = grid_loss(model, x[indices], grid, batch_positions, settings, generator)
+            loss, shown_l_tot = grid_loss(
+                model, x[indices], grid, batch_positions, settings, generator
+            )
         else:
-            loss = l_tot = negative_elbo(model, x[indices], generator)
+            loss = shown_l_tot = negative_elbo(model, x[indices], generator)
         model.zero_grad()
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
         if step % 10 == 0 and not bar.disable:
-            bar.set_postfix_str(f"L_tot {l_tot.item():.1f}")
+            bar.set_postfix_str(f"L_tot {shown_l_tot.item():.1f}")
     # Only a plain AutoEncoder has something to fit; in each epoch, as each one is saved.
     model.fit_sampler(x[:TRACKED_IMAGES])
 
@@ -391,9 +394,9 @@ def negative_elbo(model, x, generator):
 
 
 def grid_loss(vae, x, grid, positions, settings, generator):
-    """The training loss of a GridVAE on images [N, 784], and the L_tot of the decoder's codes.
+    """The training loss of a GridVAE on images [N, 784]; and an L_tot for the progress bar.
 
-    It is the sum of two losses. As the grid has no gradient, `decoder_loss` trains the decoder
+    The loss is the sum of two. As the grid has no gradient, `decoder_loss` trains the decoder
     alone, and `encoder_loss` the encoder alone. Both learn from the posterior, which is computed
     first and then held fixed, as in variational EM (Neal & Hinton 1998, "A view of the EM
     algorithm").
@@ -404,13 +407,17 @@ def grid_loss(vae, x, grid, positions, settings, generator):
     count = round(settings.distorted_part * len(x))  # the images of a batch are in random order
     copies = distort(x[:count].view(-1, 28, 28), settings.distortion, generator)
     x_encoder = torch.cat([x, copies.flatten(1)])
-    log_scores = grid.log_likelihood_grid(x_encoder)  # [N + count, G]
+    # log_scores [N + count, G]: log p(x|z) at each node. In the epochs of the SOM `log_near` is
+    # added, as one more factor of the posterior.
+    log_scores = grid.log_likelihood_grid(x_encoder)
     if positions is not None:
         positions = torch.cat([positions, positions[:count]])
         log_scores = log_scores + log_near(positions, grid, settings)
     loss_of_encoder = encoder_loss(vae.encoder, x_encoder, log_scores, settings, generator)
-    loss_of_decoder, l_tot = decoder_loss(vae, x, log_scores[: len(x)], grid, settings, generator)
-    return loss_of_decoder + loss_of_encoder, l_tot
+    loss_of_decoder, shown_l_tot = decoder_loss(
+        vae, x, log_scores[: len(x)], grid, settings, generator
+    )
+    return loss_of_decoder + loss_of_encoder, shown_l_tot
 
 
 def log_near(positions, grid, settings):
@@ -424,16 +431,18 @@ def log_near(positions, grid, settings):
 
 
 def decoder_loss(vae, x, log_scores, grid, settings, generator):
-    """Minus the likelihood of images [N, 784] at codes of their posterior, and these codes' L_tot.
+    """Minus the likelihood of images [N, 784] at one code each; and an L_tot for the progress bar.
 
-    A code is drawn from the Laplace posterior, made wider. `log_scores` [N, G] are log p(x|z) at
-    the nodes of the grid, in the first epochs plus `log_near`. The divergence of a given Gaussian
-    does not depend on the decoder, so it is not in the loss, only in L_tot.
+    The code is drawn from the Laplace posterior, made wider; the L_tot is that of this Gaussian.
+    `log_scores` [N, G] are log p(x|z) at the nodes of the grid, in the epochs of the SOM plus
+    `log_near`. The divergence of a given Gaussian does not depend on the decoder, so it is not in
+    the loss, only in L_tot.
     """
     mean, logvar = latent_grid.fit_laplace(log_scores, grid.codes)
     wider_logvar = logvar + math.log(settings.variance_factor)
     likelihood, divergence = vae.elbo(x, q=(mean, wider_logvar), generator=generator)
-    return -likelihood.mean(), (divergence - likelihood).mean()
+    shown_l_tot = (divergence - likelihood).mean()
+    return -likelihood.mean(), shown_l_tot
 
 
 def encoder_loss(encoder, x, log_scores, settings, generator):
@@ -499,9 +508,10 @@ def best_epoch(log):
 def measure(model, x_train, x_validation, x_test, epoch, settings):
     """An epoch's entry in the log, {name: `mean_elbo_terms`}.
 
-    The names are "train", "validation" if there are such images, "test", for a GridVAE "laplace".
-    "laplace" is the Laplace posterior on the test images. It is left out in the first epochs, in
-    which codes are kept near the map: it knows nothing of the map, so the two cannot be compared.
+    The names are "train" and "test"; with held-out images "validation"; and for a GridVAE
+    "laplace", the test images with the Laplace posterior in place of the encoder. "laplace" is left
+    out in the epochs of the SOM: it does not know the SOM, from which the encoder learns then, so
+    the two cannot be compared.
     """
     entry = {"train": mean_elbo_terms(model, x_train[:TRACKED_IMAGES])}
     if len(x_validation):
@@ -512,17 +522,24 @@ def measure(model, x_train, x_validation, x_test, epoch, settings):
     return entry
 
 
-def save_epoch(model, digits, optimizers, history, files, description):
-    """Add best weights and snapshots to the history, whose log already has the epoch; save all."""
-    contents = {}
+def record_epoch(model, digits, history, entry):
+    """Add an epoch to the history: its entry, weights that are the best so far, a snapshot."""
+    history.log.append(entry)
     epochs = len(history.log)
     if best_epoch(history.log) == epochs - 1:
         history.best_weights = {name: w.clone() for name, w in model.state_dict().items()}
-        contents[files["checkpoint"]] = checkpoint_bytes(model, **description, epochs=epochs)
     if is_snapshot_time(epochs):
         history.snapshots[epochs] = take_snapshot(model, digits)
-    contents[files["metrics"]] = json_bytes({**description, "log": history.log})
-    flags = resume_flags(description, digits)
+
+
+def save_epoch(model, digits, optimizers, history, files, metadata):
+    """Write the checkpoint, if the last epoch is the best so far, its metrics, and the rest."""
+    contents = {}
+    epochs = len(history.log)
+    if best_epoch(history.log) == epochs - 1:
+        contents[files["checkpoint"]] = checkpoint_bytes(model, **metadata, epochs=epochs)
+    contents[files["metrics"]] = json_bytes({**metadata, "log": history.log})
+    flags = resume_flags(metadata, digits)
     contents[files["resume"]] = resume_bytes(flags, model, optimizers, history)
     write_files(contents)
 
@@ -555,12 +572,16 @@ def take_snapshot(model, digits):
 
 RESUME_FORMAT = "mnist-auto-encoder-resume-7"
 ELBO_TERMS = ("L_tot", "L_likelihood", "L_divergence")
-LARGEST = 1e30  # of what a snapshot or a weight may be
+LARGEST = 1e30  # no weight and no number in a snapshot may be larger
 
 
-def resume_flags(description, digits):
-    """What must not change before --resume: the run's flags, and all that --data led to."""
-    return {**description["settings"], "data": digits.fingerprint}
+def resume_flags(metadata, digits):
+    """What must not change before --resume: the run's flags, and all images and labels.
+
+    The metadata only identify the training images, by the MD5 that is published for MNIST. So
+    `fingerprint`, of everything that --data led to, takes the place of that.
+    """
+    return {**metadata["settings"], "data": digits.fingerprint}
 
 
 def resume_bytes(flags, model, optimizers, history):
@@ -616,7 +637,10 @@ def shapes_of(tensors):
 
 
 def check_history(history, model, untrained):
-    """Raise an error if a history is not what `train` makes of a model."""
+    """Raise an error if a history is not what `train` makes of a model.
+
+    A damaged file is found by its checksum. This is for a whole one that something else wrote.
+    """
     measured = {"train", "validation", "test", "laplace"}
     for entry in history.log:
         if not {"train", "test", "seconds"} <= entry.keys() <= measured | {"seconds"}:
@@ -677,11 +701,32 @@ def mean_elbo_terms(model, x, grid=None, pairs=0):
     return terms
 
 
+def quadrature_l_tot(model, x, q=None):
+    """L_tot of each image [N, 784], without random samples: [N]. For models with two latents.
+
+    The mean over the Gaussian is a weighted sum over 5 x 5 codes: Gauss-Hermite quadrature. `q`, a
+    mean and logvar, stands in for those of `encode`. A plain AutoEncoder has one code.
+    """
+    if not isinstance(model, VAE):
+        likelihood, divergence = model.elbo(x)
+        return divergence - likelihood
+    mean, logvar = model.encode(x) if q is None else q
+    l_tot = kl_divergence(mean, logvar)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(5)
+    nodes = torch.tensor(nodes, dtype=x.dtype, device=x.device)
+    weights = weights / weights.sum()
+    for i, j in itertools.product(range(5), repeat=2):
+        noise = nodes[[i, j]]  # in place of a sample of N(0, I), the same for every image
+        z = reparameterize(mean, logvar, noise)
+        l_tot = l_tot - weights[i] * weights[j] * log_bernoulli(x, model.decode(z))
+    return l_tot
+
+
 @torch.no_grad()
 def evaluate(model, digits):
     """The final metrics of a model: on all test images, k-NN on the last 1000.
 
-    Also log p(x) of each of the last 1000, which a plain AutoEncoder has not: [N] or None.
+    Also log p(x) of each of the last 1000: [N], or None for a plain AutoEncoder, which has none.
     The figures differ a little from those in the log, which come from one sample of z for each
     image and from products in `matmul_precision`; here they are in full float32.
     """
@@ -695,10 +740,10 @@ def evaluate(model, digits):
         binarized = torch.bernoulli(x_test, generator=generator)
         # Together, as then a GridVAE decodes each of its codes once.
         both = model.log_likelihood(torch.cat([x_test, binarized]), generator=generator)
-        grey_mean, binarized_mean = both.view(2, -1).mean(1).tolist()
-        last_log_likelihood = both[: len(x_test)][-len(digits.last_x_test) :]
-        results["log_likelihood"] = grey_mean
-        results["log_likelihood_binarized"] = binarized_mean
+        of_grey, of_binarized = both.chunk(2)
+        results["log_likelihood"] = of_grey.mean().item()
+        results["log_likelihood_binarized"] = of_binarized.mean().item()
+        last_log_likelihood = of_grey[-len(digits.last_x_test) :]
     if isinstance(model, GridVAE):
         results["laplace"] = mean_elbo_terms(model, x_test, model.make_grid(), PAIRS)
     # Neighbours are searched among all training images, also among held-out ones.
@@ -899,34 +944,21 @@ def explorer_settings(shown):
     all_count = len(digits.x_test)
     settings["images_name"] = f"the last {shown_count:,} of {all_count:,} {digits.test_name} images"
     settings["mean_loss"] = shown.log[epochs - 1]["test"]["L_tot"]
-
-    # How much the encoder loses: how far L_tot is above -log p(x), which no Gaussian can beat.
-    with torch.no_grad():
-        loss = smooth_l_tot(model, digits.last_x_test)
-    if shown.last_log_likelihood is not None:
-        loss += shown.last_log_likelihood
-    settings["worst_first"] = loss.argsort(descending=True).tolist()
+    settings["worst_first"] = worst_first(shown)
     return settings
 
 
-def smooth_l_tot(model, x, q=None):
-    """L_tot of each image [N, 784], without the noise of a sample: [N].
+@torch.no_grad()
+def worst_first(shown):
+    """The indices of the last test images, those first of which the encoder loses most.
 
-    In place of samples of the Gaussian, 5 x 5 codes with weights: Gauss-Hermite quadrature. `q`, a
-    mean and logvar, stands in for those of `encode`. A plain AutoEncoder has one code.
+    What it loses is how far L_tot is above -log p(x), which no Gaussian can beat. A plain
+    AutoEncoder has no log p(x); there L_tot alone counts.
     """
-    if not isinstance(model, VAE):
-        likelihood, divergence = model.elbo(x)
-        return divergence - likelihood
-    mean, logvar = model.encode(x) if q is None else q
-    l_tot = kl_divergence(mean, logvar)
-    nodes, weights = np.polynomial.hermite_e.hermegauss(5)
-    nodes = torch.tensor(nodes, dtype=x.dtype, device=x.device)
-    weights = weights / weights.sum()
-    for i, j in itertools.product(range(5), repeat=2):
-        z = reparameterize(mean, logvar, nodes[[i, j]])
-        l_tot = l_tot - weights[i] * weights[j] * log_bernoulli(x, model.decode(z))
-    return l_tot
+    excess = quadrature_l_tot(shown.model, shown.digits.last_x_test)
+    if shown.last_log_likelihood is not None:
+        excess += shown.last_log_likelihood
+    return excess.argsort(descending=True).tolist()
 
 
 # What is drawn into the folder of --figures: {file name: function of a PictureData}. If a picture
@@ -977,14 +1009,14 @@ def main():
     files = output_files(args, source.files)
     with plots.own_style(), reserved(files.values(), disk_space(model, files)):
         with no_subnormals():
-            digits = read_digits(source, device)
+            digits = load_both_splits(source, device)
             print(f"data: {describe_digits(digits)} from {source}", flush=True)
-            description = describe_run(args, settings, digits)
-            history = train(model, digits, settings, files, description, args.resume)
+            metadata = run_metadata(args, settings, digits)
+            history = train(model, digits, settings, files, metadata, args.resume)
             print("evaluating ...", flush=True)
             results, last_log_likelihood = evaluate(model, digits)
         epochs = best_epoch(history.log) + 1
-        summary = {**description, "epochs": epochs, "results": results}
+        summary = {**metadata, "epochs": epochs, "results": results}
         print("drawing ...", flush=True)
         shown = picture_data(model, digits, history, epochs, last_log_likelihood)
         outputs = draw_pictures(shown, with_figures=args.figures is not None)
@@ -1164,7 +1196,7 @@ def disk_space(model, files):
     return 2 * needed  # new files stand beside older ones until they are whole
 
 
-def describe_run(args, settings, digits):
+def run_metadata(args, settings, digits):
     """What a run's files say of it: its flags, which --resume must find unchanged, and versions."""
     return {
         "settings": {

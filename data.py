@@ -2,7 +2,7 @@
 
 - `find_source` finds what lies at a path: idx files, tables, an .npz file.
 - `load_digits` reads one split of it, as arrays.
-- `read_digits` reads all of it, as tensors.
+- `load_both_splits` reads all of it, as tensors.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ MAX_IMAGES = 240_000  # in a file; EMNIST's digits, the largest set of this kind
 LAST_TEST_IMAGES = 1000  # the homework asks for the codes of the last 1000
 DOWNLOAD_TIMEOUT = 30  # seconds without an answer; torchvision alone would wait for ever
 DEPTH = 3  # levels of folders below the one that is given
-MAX_FILES = 20_000  # that are looked at; a folder of one set has far fewer
-MAX_NAMES = 10  # of several sets, in a message
-NPZ_NAMES = {  # as Keras ships MNIST: split: (images, labels)
+MAX_FILES = 20_000  # with more in a folder none is read; a folder of one set has far fewer
+MAX_NAMES = 10  # sets or arrays that a message names
+NPZ_NAMES = {  # in Keras's file, for each split: (images, labels)
     "train": ("x_train", "y_train"),
     "test": ("x_test", "y_test"),
 }
@@ -66,13 +66,13 @@ class Source:
 
     def load(self, split):
         """The images and labels of a split, "train" or "test", as `load_digits` gives them."""
-        images, labels = self.read(split)
+        images, labels = self._read_split(split)
         if images.max() == 1:
             raise InputError(f"{self.place()}: pixels are 0 or 1, but 255 is ink; multiply by 255")
         return images, labels
 
-    def read(self, split):
-        """As `load`, but unchecked."""
+    def _read_split(self, split):
+        """As `load`, but the range of the pixels is unchecked."""
         raise NotImplementedError
 
 
@@ -86,7 +86,7 @@ class IdxSource(Source):
     def place(self):
         return str(self.idx_set if self.idx_set.prefix else self.idx_set.folder)
 
-    def read(self, split):
+    def _read_split(self, split):
         images_path = self.idx_set.files[split, idx.IMAGES]
         labels_path = self.idx_set.files[split, idx.LABELS]
         labels = idx.read_idx(labels_path, idx.LABELS, IMAGE_SHAPE, MAX_IMAGES)
@@ -118,7 +118,7 @@ class TableSource(Source):
         """The images and labels of the whole table."""
         return read_images(self.path)
 
-    def read(self, split):
+    def _read_split(self, split):
         images, labels = self.table
         order = np.random.default_rng(0).permutation(len(labels))
         images = images[order]
@@ -138,7 +138,7 @@ class TwoTablesSource(Source):
         super().__init__([paths["train"], paths["test"]])
         self.paths = paths
 
-    def read(self, split):
+    def _read_split(self, split):
         return read_images(self.paths[split])
 
 
@@ -149,7 +149,7 @@ class NpzSource(Source):
         super().__init__([path])
         self.path = path
 
-    def read(self, split):
+    def _read_split(self, split):
         images_name, labels_name = NPZ_NAMES[split]
         images = npz.read_npz_array(self.path, images_name, IMAGE_SHAPE, MAX_IMAGES, max_value=255)
         labels = npz.read_npz_array(self.path, labels_name, (), MAX_IMAGES, max_value=DIGITS - 1)
@@ -233,15 +233,10 @@ def _find_in_folder(folder):
 
 def _source_of_file(path):
     """The source of digits that a file is, or belongs to."""
-    name = idx.parse_name(path)
-    if name:
-        prefix, split, kind = name
-        folder = idx.folder_of_set(path)
-        top = folder.parent if idx.is_split_folder(folder) else folder
-        for idx_set in idx.find_idx_sets(files_below(top, 2, MAX_FILES)):
-            same_role = idx_set.files.get((split, kind))
-            if same_role and idx_set.prefix == prefix and idx.folder_of_set(same_role) == folder:
-                return _complete(idx_set)
+    if idx.parse_name(path):
+        idx_set = _set_of_idx_file(path)
+        if idx_set:
+            return _complete(idx_set)
     if _is_keras_file(path):
         return NpzSource(path)
     _check_npz(path)
@@ -253,6 +248,21 @@ def _source_of_file(path):
     if what:
         raise InputError(f"{path}: is {what}; {CONVERSIONS[what]}; a table has {TABLE_LINE}")
     return TableSource(path)
+
+
+def _set_of_idx_file(path):
+    """The set to which an idx file belongs, or None."""
+    prefix, split, kind = idx.parse_name(path)
+    folder = idx.folder_of_set(path)
+    # A folder such as train/ holds one split; the other one is in a folder beside it.
+    top = folder.parent if idx.is_split_folder(folder) else folder
+    for idx_set in idx.find_idx_sets(files_below(top, 2, MAX_FILES)):
+        # The set may hold another copy of this file, say an uncompressed one. So what the two files
+        # are is compared, not their names.
+        kept = idx_set.files.get((split, kind))
+        if kept and idx_set.prefix == prefix and idx.folder_of_set(kept) == folder:
+            return idx_set
+    return None
 
 
 def _complete(idx_set):
@@ -355,7 +365,7 @@ class Digits(NamedTuple):
         return self.test_labels[-LAST_TEST_IMAGES:]
 
 
-def read_digits(source, device):
+def load_both_splits(source, device):
     """Both splits of what `find_source` found."""
     images, labels = source.load("train")
     test_images, test_labels = source.load("test")
@@ -387,7 +397,7 @@ def first_ten_of_each_digit(labels):
 
 
 def fingerprint(*arrays):
-    """A checksum of arrays, by which --resume tells whether the data are the same."""
+    """A checksum of arrays, for --resume to see whether they are the same as before."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(str(array.shape).encode())
@@ -396,9 +406,9 @@ def fingerprint(*arrays):
 
 
 def idx_md5(images):
-    """The MD5 of the uncompressed idx file of these images, by which a run's data can be told.
+    """The MD5 of the uncompressed idx file of these images.
 
-    MNIST's is published.
+    That of MNIST's is published, so a reader can check which data a run used.
     """
     digest = hashlib.md5(usedforsecurity=False)
     digest.update(idx.image_idx_header(images.shape))

@@ -65,7 +65,7 @@ def main():
     # The sheet of all images is drawn only with those of the default folder.
     with_sheet = os.path.realpath(args.out) == os.path.realpath(OUT)
     check_outputs(args, len(pngs), with_sheet)
-    first_image = args.out / "00.png"  # to lock it keeps a second run out of the folder
+    first_image = args.out / "00.png"  # locking this one keeps a second run out of the folder
     reserved_files = [first_image, SHEET] if with_sheet else [first_image]
     needed_bytes = 2 * sum(len(png) for png in pngs)  # new images stand beside older ones
     with plots.own_style(), reserved(reserved_files, needed_bytes):
@@ -104,8 +104,9 @@ def check_outputs(args, count, with_sheet):
     outputs.update(numbered_images(args.out))  # those that are too many are removed
     inputs = {os.path.realpath(path) for path in (args.checkpoint, args.codes) if path}
     for path in inputs:
-        in_out = os.path.dirname(path) == os.path.realpath(args.out)
-        if in_out and is_left_by_a_killed_run(Path(path)):
+        # `replace_images` removes what a killed run has left in the output folder.
+        is_in_folder = os.path.dirname(path) == os.path.realpath(args.out)
+        if is_in_folder and is_left_by_a_killed_run(Path(path)):
             raise InputError(f"{path}: is also an input; name another folder with --out")
     if with_sheet:
         outputs.add(SHEET)
@@ -135,7 +136,9 @@ def read_codes(path, latent_dim):
             "with commas or spaces between them"
         )
         try:
-            code = torch.tensor([float(word) for word in words if "_" not in line])
+            if "_" in line:
+                raise ValueError("float() would take 1_0 for 10")
+            code = torch.tensor([float(word) for word in words])
         except ValueError:
             raise InputError(needed) from None
         if len(code) != latent_dim or not (code.abs() <= MAX_CODE).all():

@@ -128,11 +128,11 @@ class Decoder(nn.Module):
 class RegionEncoder(nn.Module):
     """Images [N, 784] -> the Gaussian q(z|x): mean and logvar side by side, [N, 4].
 
-    A posterior may have several peaks, and a regression would predict their mean. So the network
-    first classifies. The plane is cut into regions_per_side x regions_per_side regions that have
-    equal shares of the prior, and the network says in which of them the code lies. Then a small
-    matrix that belongs to that region gives the Gaussian, relative to the region's centre and
-    width.
+    The network first classifies. The plane is cut into regions_per_side x regions_per_side regions
+    that have equal shares of the prior, and the network says in which of them the code lies. Then a
+    small matrix that belongs to that region gives the Gaussian, relative to the region's centre and
+    width. What that is worth, beside a regression, is in benchmarks/README.md: "encoder without
+    regions".
     """
 
     # A new encoder's Gaussians are at their regions' centres, as its matrices are nearly 0, and

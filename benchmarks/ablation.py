@@ -4,8 +4,9 @@
     python benchmarks/ablation.py NAME  # some rows only, by their names; prints, writes nothing
 
 Trains on the first 15,000 training images for 10 epochs, on one thread, with three seeds, and
-evaluates on the last 5,000 training images. Each row but "usual VAE" differs from the default in
-one choice.
+evaluates on the last 5,000 training images. Each row differs from the default in one choice, but
+for two: "usual VAE", which is another training, and "encoder without regions", which is another
+encoder with another loss.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from unittest.mock import patch
 import torch
 from classifier import classifier
 from common import digits, write_json
-from map import map_metrics
+from islands import island_metrics
 from torch import nn
 
 import auto_encoder
@@ -43,7 +44,7 @@ QUADRATURE_SIDE = 324
 
 
 class PlainDecoder(Decoder):
-    """It sees the quantiles only."""
+    """Its input has no sines and cosines."""
 
     FREQUENCIES = ()
 
@@ -102,9 +103,9 @@ VARIANTS = {
     "encoder without regions": Variant(model=RegressionVAE, encoder_loss=regression_loss),
     "a new grid every 5 steps": Variant(settings=changed(grid_refresh=5)),
     "codes as wide as the posterior": Variant(settings=changed(variance_factor=1.0)),
-    # The map.
-    "no ordered initialisation": Variant(settings=changed(som_part=0.0)),
-    "half as near the map": Variant(settings=changed(som_sigma=0.1)),
+    # The self-organising map.
+    "no self-organising map": Variant(settings=changed(som_part=0.0)),
+    "half as near the self-organising map": Variant(settings=changed(som_sigma=0.1)),
     # The networks and how they are trained.
     "no sines and cosines": Variant(model=PlainDecoderVAE),
     "no distorted copies": Variant(settings=changed(distorted_part=0.0)),
@@ -149,7 +150,7 @@ def evaluate(model, x, labels, held_out, held_out_labels):
         "laplace": laplace["L_tot"],
         "log_likelihood": log_likelihood.mean().item(),
         "knn_accuracy": float((predicted == held_out_labels.numpy()).mean()),
-        **map_metrics(model.decoder, classifier()),
+        **island_metrics(model.decoder, classifier()),
     }
 
 

@@ -6,7 +6,6 @@ Writes analysis.json and figures/confusions.png.
 """
 
 import itertools
-import math
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from common import PROJECT, digits, write_files, write_json
 from gap import l_tot
 
 from auto_encoder import NEIGHBOURS
-from lib import EVAL_BATCH, latent_grid, metrics, plots
+from lib import latent_grid, metrics, plots
 from lib.som import slant
 from models import SHIPPED, load_checkpoint
 
@@ -22,15 +21,18 @@ PAIRS_DRAWN = 3  # of digits that are most often confused
 IMAGES_DRAWN = 2  # of each digit of a pair
 
 
-def on_border(grid, x):
-    """Whether the highest node of p(x, z) is on the border of the grid, for images [N, 784]."""
-    log_prior = latent_grid.log_standard_normal(grid.codes)
-    side = math.isqrt(len(grid.codes))
-    nodes = torch.cat(
-        [(grid.log_likelihood_grid(part) + log_prior).argmax(1) for part in x.split(EVAL_BATCH)]
-    )
-    places = torch.stack([nodes // side, nodes % side], 1)
-    return ((places == 0) | (places == side - 1)).any(1)
+def on_border(laplace_mean, side):
+    """Whether the highest node of p(x, z) is on the border of a grid of side x side nodes.
+
+    It is the node nearest to the mean of the Laplace posterior, [N, 2]; see `fit_laplace`.
+    """
+    node = (side * torch.special.ndtr(laplace_mean) - 0.5).round()  # row and column
+    return ((node == 0) | (node == side - 1)).any(1)
+
+
+def deviation_in_nodes(mean, logvar, side):
+    """The standard deviations of Gaussians, in steps of a grid of side x side nodes: [N, 2]."""
+    return (0.5 * logvar).exp() / latent_grid.cell_width(mean, side)
 
 
 def style(x):
@@ -104,13 +106,13 @@ def main():
     )
     unexplained = (guessed_style - style(x_test)).square().mean(0) / style(x_test).var(0)
 
-    grid = vae.make_grid()
-    laplace = grid.laplace_posterior(x_test)
+    laplace = vae.laplace_posterior(x_test)
     encoder_l_tot = l_tot(vae, x_test, (mean, logvar))
     laplace_l_tot = l_tot(vae, x_test, laplace)
     gap = encoder_l_tot - laplace_l_tot
-    laplace_mean, _ = laplace
-    border = on_border(grid, x_test)
+    laplace_mean, laplace_logvar = laplace
+    laplace_deviations = deviation_in_nodes(laplace_mean, laplace_logvar, vae.grid_side)
+    border = on_border(laplace_mean, vae.grid_side)
     in_regions = [
         vae.regions_per_side * torch.special.ndtr(codes) for codes in (mean, laplace_mean)
     ]
@@ -125,8 +127,7 @@ def main():
         },
         "median_distance": {"own": own.median().item(), "another": another.median().item()},
         "share_of_slant_and_ink_explained": (1 - unexplained).tolist(),
-        "deviation_of_codes": mean.std(0).tolist(),
-        "median_deviation_of_posterior": (0.5 * logvar).exp().median().item(),
+        "median_laplace_deviation_in_nodes": laplace_deviations.median().item(),
         "right_region": right.float().mean().item(),
         "encoder_less_laplace_in_right_region": gap[right].mean().item(),
         "encoder_less_laplace_elsewhere": gap[~right].mean().item(),

@@ -8,9 +8,9 @@ For images of the test set and of the training set, in nats per image (Cremer, L
     approximation gap   L_tot of the best factorised Gaussian, less -log p(x)
     amortisation gap    L_tot of the encoder, less that of the best factorised Gaussian
 
-What each of them, and -log p(x), gains from training to test images is a generalisation gap. For
--log p(x) it is measured on all images of both sets ("all_test", "all_train"), as the images differ
-much.
+How much larger the amortisation gap is on test images than on training images is the encoder's
+generalisation gap; of -log p(x) it is the decoder's. That one is measured on all images of both
+sets ("all_test", "all_train"), as log p(x) differs much from image to image.
 
 The best Gaussian is found for each image by gradient descent, from the encoder's Gaussian and from
 the Laplace posterior; the better of the two counts. Its loss while it is sought is a sum over 5 x 5
@@ -22,7 +22,7 @@ import math
 import torch
 from common import digits, write_json
 
-from auto_encoder import smooth_l_tot
+from auto_encoder import quadrature_l_tot
 from lib import EVAL_BATCH
 from models import SHIPPED, load_checkpoint
 
@@ -35,17 +35,24 @@ PART = 200  # images that are fitted at once: 25 decoded images for each
 
 def best_gaussian(vae, x, start):
     """The mean and logvar, [N, 2] each, that gradient descent finds from those of `start`."""
-    fitted = [
-        fit_part(vae, *parts)
-        for parts in zip(x.split(PART), *(term.split(PART) for term in start), strict=True)
-    ]
-    means, logvars = zip(*fitted, strict=True)
+    start_mean, start_logvar = start
+    means = []
+    logvars = []
+    parts = zip(x.split(PART), start_mean.split(PART), start_logvar.split(PART), strict=True)
+    for images, mean, logvar in parts:
+        best_mean, best_logvar = fit_part(vae, images, mean, logvar)
+        means.append(best_mean)
+        logvars.append(best_logvar)
     return torch.cat(means), torch.cat(logvars)
 
 
 @torch.enable_grad()
 def fit_part(vae, x, mean, logvar):
-    """As `best_gaussian`. What is fitted is in units of the deviations of `start`."""
+    """As `best_gaussian`, from a mean and logvar, [N, 2] each.
+
+    Two numbers are fitted for each of the two: how many deviations to shift the mean by, and what
+    to add to logvar.
+    """
     shift = torch.zeros_like(mean, requires_grad=True)
     widening = torch.zeros_like(mean, requires_grad=True)
     optimizer = torch.optim.Adam([shift, widening], lr=LEARNING_RATE)
@@ -54,11 +61,12 @@ def fit_part(vae, x, mean, logvar):
     best = [mean.clone(), logvar.clone()]
     for _ in range(STEPS):
         q = (mean + (0.5 * logvar).exp() * shift, logvar + widening)
-        loss = smooth_l_tot(vae, x, q)
+        loss = quadrature_l_tot(vae, x, q)
         is_better = loss.detach() < best_loss
         best_loss[is_better] = loss.detach()[is_better]
         for kept, now in zip(best, q, strict=True):
             kept[is_better] = now.detach()[is_better]
+        # Not loss.backward(), as the weights of the decoder need no gradient.
         shift.grad, widening.grad = torch.autograd.grad(loss.sum(), (shift, widening))
         optimizer.step()
         schedule.step()

@@ -11,18 +11,18 @@ import typst
 from common import PROJECT, write_files
 
 STYLE = """
-#set page(paper: "a4", margin: (x: 1.6cm, y: 0.9cm))
+#set page(paper: "a4", margin: (x: 1.5cm, y: 0.85cm))
 #set text(10.5pt)
-#set par(justify: true, leading: 0.4em, spacing: 0.5em)
-#set list(spacing: 0.4em)
+#set par(justify: true, leading: 0.37em, spacing: 0.45em)
+#set list(spacing: 0.37em)
 #set table(stroke: none, inset: (x: 3pt, y: 1.8pt))
 #show table: set par(justify: false)
 #show table: set text(9.5pt)
-#show heading: set block(above: 0.7em, below: 0.45em)
+#show heading: set block(above: 0.6em, below: 0.4em)
 #set image(width: 100%)
 #show box: it => align(center, it)
-#show figure: set block(spacing: 0.45em)
-#show math.equation.where(block: true): set block(spacing: 0.5em)
+#show figure: set block(spacing: 0.4em)
+#show math.equation.where(block: true): set block(spacing: 0.45em)
 """
 # The columns of each table in the report, in order. Where the first one takes what the others
 # leave, a table is as wide as the page.
@@ -30,9 +30,9 @@ COLUMNS = (
     "(auto, 1fr)",  # configuration
     "(1fr, auto, auto)",
     "(1fr, auto, auto, auto)",
-    "(6.4%,) * 10",  # the generated images
-    "(46.5%, 46.5%)",  # other pictures
-    "(46%, 54%)",
+    "(6%,) * 10",  # the generated images
+    "(45%, 45%)",  # other pictures
+    "(45%, 52.5%)",
     "(1fr, auto, auto, auto, auto, auto)",
 )
 
@@ -47,7 +47,8 @@ def typst_source(markdown):
             part = part.replace("table.hline(),", "", 1)  # between pictures and their captions
         source += f"columns: {columns}," + part
     references = "#strong[References.]"
-    source = source.replace(references, "#set text(8.5pt)\n" + references)
+    source = source.replace(references, "#set text(8.2pt)\n" + references)
+    source = source.replace(" %", "~%")  # no line ends between a number and its %
     return STYLE + source
 
 

@@ -16,8 +16,8 @@ OPTIMIZER_STATES = {  # what an optimizer keeps of each parameter
     "AdamW": {"step", "exp_avg", "exp_avg_sq"},
     "Muon": {"momentum_buffer"},
 }
-# Of files of torch.save, new (a zip archive) and old (a pickle). A safetensors file begins with the
-# length of its header, and none is as long as these bytes would say.
+# How files of torch.save begin: a zip archive or, before PyTorch 1.6, a pickle. A safetensors file
+# begins with the length of its header, and these bytes would mean an impossibly long one.
 PICKLE_STARTS = b"PK\x03\x04", b"\x80\x02\x8a\x0a"
 
 

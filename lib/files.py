@@ -28,7 +28,7 @@ def write_files(contents):
     try:
         for path, data in contents.items():
             with _writing(path):
-                temporary = _hidden_neighbour(path, ".tmp")
+                temporary = _hidden_name(_prepare_target(path), ".tmp")
                 _check_not_in_the_way(temporary)
                 temporary.unlink(missing_ok=True)  # if it is a link, its target stays as it is
                 temporaries[path] = temporary
@@ -36,7 +36,7 @@ def write_files(contents):
                     file.write(data)
         for path, temporary in temporaries.items():
             with _writing(path):
-                os.replace(temporary, _writable_target(path))
+                os.replace(temporary, _prepare_target(path))
     finally:
         for temporary in temporaries.values():
             remove_if_there(temporary)
@@ -55,10 +55,10 @@ def reserved(paths, needed_bytes):
             with _writing(path):
                 for folder in _missing_folders(path):
                     stack.callback(_remove_if_empty, folder)
-                _check_not_in_the_way(_hidden_neighbour(path, ".tmp"))
-                lock_path = _hidden_neighbour(path, ".lock")
-                _lock(stack, path, lock_path)
-                free_bytes = shutil.disk_usage(lock_path.parent).free
+                target = _prepare_target(path)  # which makes these folders
+                _check_not_in_the_way(_hidden_name(target, ".tmp"))
+                _lock(stack, path, _hidden_name(target, ".lock"))
+                free_bytes = shutil.disk_usage(target.parent).free
                 if free_bytes < needed_bytes:
                     megabytes = math.ceil(needed_bytes / 1e6)
                     raise InputError(f"{path}: {megabytes} MB are needed; free some room")
@@ -232,10 +232,10 @@ def _writing(path):
         raise
 
 
-def _writable_target(path):
-    """Where `path` leads through symbolic links, if a file can be written there.
+def _prepare_target(path):
+    """Check that a file can be written at `path`, and make its folder.
 
-    Its folder is made.
+    Returns where `path` leads through symbolic links. Raises InputError: no file can be written.
     """
     target = Path(os.path.realpath(path))
     if target.is_symlink():
@@ -258,10 +258,6 @@ def hidden_neighbours(path):
     return [_hidden_name(target, suffix) for suffix in (".tmp", ".lock")]
 
 
-def _hidden_neighbour(path, suffix):
-    """The hidden file beside `path` that holds its lock or its new contents, if it can be made."""
-    return _hidden_name(_writable_target(path), suffix)
-
-
 def _hidden_name(target, suffix):
+    """The hidden file beside `target` that holds its lock or its new contents."""
     return target.with_name(f".{target.name}{suffix}")

@@ -22,12 +22,13 @@ from lib import EVAL_BATCH
 
 # Laplace's approximation, in units of nodes.
 #
-# At the border of the grid log p(x, z) may be nearly straight or curve upwards, as that of no
-# Gaussian does. Then the curvature says nothing of the posterior's width, and a Gaussian as wide as
-# the prior would have most of its mass where p(x|z) is far lower. So the precision, 1 / variance,
-# is at least this positive number (any small one would do), ...
+# At the border of the grid log p(x, z) can be almost linear or even convex, which the log-density
+# of a Gaussian never is. There the curvature gives no sensible width, and a Gaussian as wide as the
+# prior would have most of its mass where p(x|z) is far lower. Two limits prevent that.
+#
+# Of the precision, 1 / variance; any small positive number would do.
 MIN_PRECISION = 1e-3
-# ... and the standard deviation, in z, is at most this.
+# Of the standard deviation, in z.
 MAX_DEVIATION = 0.25
 # Between row and column; below 1, so that the matrix can be inverted.
 MAX_CORRELATION = 0.9
@@ -40,8 +41,9 @@ MAX_DISTANCE = 0.45
 TILES = 9
 # Nodes per side of the grid that says which tiles matter, a multiple of TILES.
 TILE_SEARCH_SIDE = 81
-# In nats. A tile that is so far below the best one adds at most exp(-100) of its mass. This margin
-# also covers a peak between the nodes, which is higher than they are.
+# In nats. A tile whose highest node is so far below that of the best tile is passed over: it has
+# about exp(-100) of that tile's mass. This margin also covers a peak between the nodes, which is
+# higher than they are.
 NEGLIGIBLE = 100
 
 
@@ -107,11 +109,18 @@ def log_standard_normal(z):
 def fit_laplace(log_scores, codes):
     """A factorised Gaussian at the highest peak of p(z|x): mean and logvar, [N, 2] each.
 
-    Laplace's approximation (MacKay 2003, chapter 27) from log p(x|z) at the nodes of a square grid,
-    [N, G], and their codes, [G, 2]. Gradient and Hessian are differences between neighbouring
-    nodes, and one Newton step leads from the highest node to the peak. The Gaussian's precision
-    matrix is the negative Hessian there. Of all factorised Gaussians q, the one with the smallest
-    KL(q || that Gaussian) keeps the diagonal of the matrix (Bishop 2006, equation 10.12).
+    Laplace's approximation (MacKay 2003, chapter 27) from `log_scores` [N, G], which are log p(x|z)
+    at the nodes of a square grid, and the nodes' codes, [G, 2]. Gradient and Hessian are
+    differences between neighbouring nodes, and one Newton step leads from the highest node to the
+    peak. The Gaussian's precision matrix is the negative Hessian there. Of all factorised Gaussians
+    q, the one with the smallest KL(q || that Gaussian) keeps the diagonal of the matrix (Bishop
+    2006, equation 10.12).
+
+    The nodes may be several standard deviations apart, and then the width is only approximate: the
+    differences see how fast the peak falls off farther out.
+
+    A constant for each image does not matter in `log_scores`. If more is added to log p(x|z), it
+    counts as one more factor of the posterior, here and in the functions below.
 
     The prior counts here, as this is a density in z. (In `region_probabilities` it cancels: there
     the mass of a node's cell counts, and all cells have the same.)
@@ -186,8 +195,8 @@ def region_probabilities(log_scores, regions_per_side):
 def interpolate(values, z):
     """Values [N, G], given at the nodes of a square grid, at one code z [N, 2] for each row: [N].
 
-    In either direction it is the parabola through three nodes, of the 3 x 3 nearest ones; beyond
-    the outermost nodes it goes on.
+    Quadratic interpolation in both directions, through the 3 x 3 nearest nodes. Outside of the grid
+    the outermost parabolas go on.
     """
     side = grid_side(values)
     place = side * torch.special.ndtr(z) - 0.5  # row and column, not whole numbers
@@ -209,7 +218,8 @@ def log_marginal_likelihood(decoder, x, side):
         raise ValueError(f"{side} nodes per side cannot be cut into {TILES} tiles")
     matters = _tiles_that_matter(decoder, x)
     inside = cell_centres(side // TILES)
-    log_mean = x.new_full((len(x),), -math.inf)  # of p(x|z), of the tiles so far
+    # The logarithm of the tiles' shares of the mean of p(x|z) over all nodes, added up so far.
+    log_mean = x.new_full((len(x),), -math.inf)
     for row in range(TILES):
         for column in range(TILES):
             chosen = matters[:, row, column].nonzero()[:, 0]

@@ -17,9 +17,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from lib.errors import explained
 
-# Of classes 0 to 9, out of Paul Tol's "vibrant", "muted" and "dark" schemes ("Colour Schemes",
-# SRON note EPS/TN/09-002, 2021): none pale on white, neighbours apart with any colour vision and in
-# grey.
+# The colours of digits 0 to 9, from Paul Tol's "vibrant", "muted" and "dark" schemes ("Colour
+# Schemes", SRON note EPS/TN/09-002, 2021). None is pale on white, and digits whose codes lie side
+# by side, such as 4 and 9, are easy to tell apart, also for the colour-blind and in grey.
 COLOURS = ("#CC3311", "#555555", "#33BBEE", "#AA4499", "#117733",
            "#000000", "#0077BB", "#EE3377", "#EE7733", "#332288")  # fmt: skip
 MARKERS = ">^D<vXP*os"
@@ -31,9 +31,10 @@ LEGEND = {"ncols": 10, "handlelength": 1, "handletextpad": 0.2, "columnspacing":
 SMALL_TEXT = {"fontsize": "small", "ha": "center", "va": "center"}
 LABEL_DISC = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "linewidth": 0.8}
 SOFTWARE = "auto-encoder homework"  # stands in every PNG, so that it is known to be no other's
+BLACK_INK = {"cmap": "gray_r", "vmin": 0, "vmax": 1}
 MINUS = "\N{MINUS SIGN}"
 IMAGE_SIDE = 28  # pixels; images are [N, 784]
-MAP_SIDE = 20  # images per side of a map of decoded images
+DECODED_SIDE = 20  # images per side of a picture of the decoded plane
 MAX_ON_SHEET = 50  # images; smaller ones could not be seen
 
 
@@ -118,12 +119,11 @@ def draw_scatters(points, labels, plane):
     def show(axes, panel_points):
         scatter(plane_axes(bare, axes, ticks=4), panel_points, labels, area=5)
 
-    figure = panels(points, show)
     rows = math.ceil(len(points) / 3)
+    figure = panels(points, show, height=2 * rows + 0.6)
     for place, axes in enumerate(figure.axes):  # all have the same axes: numbers on the outer ones
         below = place + 3
         axes.tick_params(labelleft=place % 3 == 0, labelbottom=below >= len(points))
-    figure.set_figheight(2 * rows + 0.6)
     figure.supxlabel(plane.names[0])
     figure.supylabel(plane.names[1])
     handles, names = figure.axes[0].get_legend_handles_labels()
@@ -142,29 +142,30 @@ def draw_decoded_plane(decode, plane):
 def draw_sheet(images, codes, decode):
     """The first images [N, 784], numbered, with their codes [N, d].
 
-    For two latent variables a map beside them shows where the codes lie.
+    For two latent variables the decoded plane beside them shows where the codes lie.
     """
     images = images[:MAX_ON_SHEET].reshape(-1, IMAGE_SIDE**2)
     codes = codes[:MAX_ON_SHEET]
     columns = max(5, math.ceil(math.sqrt(1.25 * len(images))))
     rows = math.ceil(len(images) / columns)
-    code_height = 0.2 if codes.shape[1] < 3 else 0.5  # inches, below an image of 1.1
-    with_map = codes.shape[1] == 2
+    on_one_line = codes.shape[1] < 3
+    code_height = 0.2 if on_one_line else 0.5  # inches, below an image of 1.1
+    with_plane = codes.shape[1] == 2
 
     height = (1.1 + code_height) * rows
     widths = [1.1 * columns]
-    if with_map:
-        map_width = max(height, 5.2)
-        widths.append(map_width)
-        height = max(height, map_width)
+    if with_plane:
+        plane_width = max(height, 5.2)
+        widths.append(plane_width)
+        height = max(height, plane_width)
     figure = new_figure(sum(widths), height)
     parts = figure.subfigures(1, len(widths), squeeze=False, width_ratios=widths)[0]
 
     sheet = parts[0]
-    image_sheet(sheet, columns, [1, code_height] * rows, images, codes)
+    image_sheet(sheet, columns, [1, code_height] * rows, [images, codes], on_one_line)
     for number, axes in enumerate(sheet.axes[: len(images)]):
         axes.text(2, 2, f"{number:02d}", bbox=LABEL_DISC, **SMALL_TEXT)
-    if with_map:
+    if with_plane:
         plane = plane_of(1.08 * codes)  # room for the discs
         axes = plane_axes(plane, parts[1].subplots())
         show_decoded_plane(axes, decode, plane, alpha=0.3)
@@ -218,7 +219,7 @@ def draw_image_code_image(images, codes, reconstructions):
     """A column each: images [N, 784], their codes [N, d], what these decode to [N, 784]."""
     count = len(images)
     figure = new_figure(0.62 * count + 1, 2.1)
-    image_sheet(figure, count, [1, 1, 1], images, codes, reconstructions)
+    image_sheet(figure, count, [1, 1, 1], [images, codes, reconstructions])
     first_of_each_row = figure.axes[::count]
     for axes, name in zip(first_of_each_row, ("image", "code", "decoded"), strict=True):
         axes.text(-0.2, 0.5, name, transform=axes.transAxes, ha="right", va="center")
@@ -228,11 +229,12 @@ def draw_image_code_image(images, codes, reconstructions):
 # --- Their parts ------------------------------------------------------------------------------
 
 
-def image_sheet(figure, columns, row_heights, images, codes, reconstructions=None):
-    """Rows of images [N, 784], below each its code of [N, d], below that perhaps another image."""
-    layers = [images, codes]
-    if reconstructions is not None:
-        layers.append(reconstructions)
+def image_sheet(figure, columns, row_heights, layers, codes_on_one_line=False):
+    """Rows of images, below each its code, below that perhaps another image.
+
+    `layers` are the images [N, 784], the codes [N, d], and perhaps more images [N, 784].
+    """
+    codes = layers[1]
     grid = figure.add_gridspec(len(row_heights), columns, height_ratios=row_heights)
     largest = np.abs(codes).max()
     for layer, values in enumerate(layers):
@@ -241,7 +243,7 @@ def image_sheet(figure, columns, row_heights, images, codes, reconstructions=Non
             axes = figure.add_subplot(grid[row, number % columns])
             axes.set_axis_off()
             if values is codes:
-                show_code(axes, value, largest, one_line=row_heights[1] < 0.5)
+                show_code(axes, value, largest, codes_on_one_line)
             else:
                 show_images(axes, value, columns=1)
 
@@ -259,10 +261,10 @@ def show_code(axes, code, largest, one_line):
     axes.imshow(code.reshape(height, -1), cmap="PuOr", vmin=-largest, vmax=largest)
 
 
-def show_images(axes, images, columns, **options):
-    """Show images [N, 784] as one picture, row by row."""
-    axes.imshow(mosaic(images, columns), cmap="gray_r", vmin=0, vmax=1, **options)
-    axes.axis("on" if options else "off")  # a map keeps its axes
+def show_images(axes, images, columns):
+    """Show images [N, 784] side by side in rows, without axes."""
+    axes.imshow(mosaic(images, columns), **BLACK_INK)
+    axes.set_axis_off()
 
 
 def mosaic(images, columns):
@@ -273,11 +275,11 @@ def mosaic(images, columns):
 
 def show_decoded_plane(axes, decode, plane, **options):
     """Codes evenly spaced over the plane, decoded: each image where its code lies."""
-    centres = plane.reach * np.arange(1 - MAP_SIDE, MAP_SIDE, 2) / MAP_SIDE
+    centres = plane.reach * np.arange(1 - DECODED_SIDE, DECODED_SIDE, 2) / DECODED_SIDE
     points = np.stack(np.meshgrid(centres, -centres), axis=2).reshape(-1, 2)  # from the top left
     images = decode(plane.codes_at(points))
     extent = plane.reach * np.array([-1, 1, -1, 1])
-    show_images(axes, images, MAP_SIDE, extent=extent, **options)
+    axes.imshow(mosaic(images, DECODED_SIDE), extent=extent, **BLACK_INK, **options)
 
 
 def scatter(axes, points, labels, area):
@@ -303,11 +305,14 @@ def plane_axes(plane, axes=None, ticks=8):
     return axes
 
 
-def panels(shown, show):
-    """A figure in which `show(axes, part)` has drawn each of {title: part}, three a row."""
+def panels(shown, show, height=None):
+    """A figure in which `show(axes, part)` has drawn each of {title: part}, three a row.
+
+    Its height is in inches; by default the panels are about square.
+    """
     columns = min(len(shown), 3)
     rows = math.ceil(len(shown) / 3)
-    figure = new_figure(6.3, 6.3 * rows / columns + 0.5)
+    figure = new_figure(6.3, height or 6.3 * rows / columns + 0.5)
     for place, (title, part) in enumerate(shown.items(), start=1):
         show(figure.add_subplot(rows, columns, place, title=title), part)
     return figure

@@ -9,12 +9,17 @@ import torch.nn.functional as F
 
 from lib.latent_grid import cell_centres
 
-FEATURE_BATCH = 200  # images whose features are computed at once; then they stay in the cache
-RADII = np.geomspace(0.3, 0.02, 20)  # of the neighbourhood in each round, in sides of the map:
-# first a third of the map learns together, at last (0.02 is half a node of 27) each node alone
-DIRECTIONS = 8  # of the gradient
-CELL = 8  # pixels per side of a cell, ...
-STRIDE = 5  # ... which begins every 5 pixels: 5 x 5 cells of 28 x 28 pixels, which overlap
+# Images whose features are computed at once: few enough for the processor's cache.
+FEATURE_BATCH = 200
+# The radius of the neighbourhood in each round; the side of the map is 1. At first a third of the
+# map learns together, at last each node alone: 0.02 is half the distance between two of 27 nodes.
+RADII = np.geomspace(0.3, 0.02, 20)
+# Directions of the gradient that are told apart.
+DIRECTIONS = 8
+# Pixels per side of a cell, and from the start of a cell to that of the next one. An image of
+# 28 x 28 pixels has 5 x 5 cells, which overlap.
+CELL = 8
+STRIDE = 5
 
 
 def som_positions(images, seed, side=27, training_images=5000):
@@ -58,12 +63,15 @@ def fit_prototypes(features, nodes):
 
 
 def _nodes_by_principal_components(features, nodes):
-    """Where features [N, F] begin: the node nearest to the quantiles of their two components."""
+    """Where features [N, F] begin: the nodes nearest to their first two principal components.
+
+    The components are moved to the unit square by the distribution function of a Gaussian.
+    """
     if len(features) == 1:  # it has no components; every place is as good as another
         return torch.zeros(1, dtype=torch.long, device=features.device)
     components = project_on_principal_axes(features)
-    quantiles = torch.special.ndtr(components / components.std(0))
-    return torch.cdist(quantiles, nodes).argmin(1)
+    u = torch.special.ndtr(components / components.std(0))
+    return torch.cdist(u, nodes).argmin(1)
 
 
 def project_on_principal_axes(features):
@@ -76,10 +84,10 @@ def project_on_principal_axes(features):
 
 
 def slant(images):
-    """How far the ink of images [N, H, W] leans, and where it is: [N] each.
+    """The slant of the ink of images [N, H, W], and its mean row: [N] each.
 
-    The slant is in columns per row, the ink's covariance of the two over its variance along the
-    rows. With it comes the ink's mean row, from -1 at the top to 1 at the bottom.
+    The slant is in columns per row: the covariance of the ink's row and column, over the variance
+    of its row. The mean row is from -1 at the top to 1 at the bottom.
     """
     height, width = images.shape[1:]
     rows = torch.linspace(-1, 1, height, device=images.device)
@@ -114,9 +122,9 @@ def gradient_histograms(images):
     angle = torch.atan2(gradient_down, gradient_right)  # from -pi to pi
     magnitude = torch.hypot(gradient_down, gradient_right)
     # Each pixel's magnitude is split between the two nearest directions.
-    turn = angle * (DIRECTIONS / 2) / torch.pi
-    direction = turn.floor().long()
-    to_next = (turn - direction) * magnitude
+    place = angle * (DIRECTIONS / 2) / torch.pi  # the angle, in steps from direction to direction
+    direction = place.floor().long()
+    to_next = (place - direction) * magnitude
     to_this = magnitude - to_next
     this_bin = direction.remainder(DIRECTIONS)[:, None]
     next_bin = (direction + 1).remainder(DIRECTIONS)[:, None]

@@ -382,7 +382,7 @@ def test_arrays_in_the_order_of_matlab(folder):
     path = folder.parent / "a.npz"
     np.savez(path, x_train=np.asfortranarray(x_train), y_train=y_train,
              x_test=np.asfortranarray(x_test), y_test=y_test)  # fmt: skip
-    digits = data.read_digits(data.find_source(path), "cpu")
+    digits = data.load_both_splits(data.find_source(path), "cpu")
     assert np.array_equal(digits.x_train, data.as_input(x_train))
     assert np.array_equal(load_digits(path, "test")[0], x_test)
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 import auto_encoder
 from auto_encoder import History
-from data import MNIST, find_source, read_digits
+from data import MNIST, find_source, load_both_splits
 from lib import explorer, latent_grid
 from models import AutoEncoder, GridVAE, log_bernoulli
 
@@ -54,7 +54,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def digits():
-    return read_digits(find_source(MNIST), "cpu")
+    return load_both_splits(find_source(MNIST), "cpu")
 
 
 def page_of(model, digits, path):

@@ -48,7 +48,7 @@ def test_log_and_metrics(finished_run):
     """The log has the homework's form, and the JSON the same metrics."""
     read, placing, *lines, wrote = finished_run.lines
     assert read.startswith("data: 1,500 training and 1,100 test images from /")
-    assert placing == "placing the training images on a map ..."
+    assert placing == "placing the training images on a self-organising map ..."
     metrics = read_json(finished_run.folder)
     for epoch, line in enumerate(lines[:2]):
         number, *terms = (float(part) for part in LINE.fullmatch(line).groups() if part)

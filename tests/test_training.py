@@ -213,12 +213,12 @@ def test_the_first_quarter_of_the_epochs_of_a_grid_vae_is_near_the_map(monkeypat
     }.items():
         monkeypatch.setattr(auto_encoder, name, stand_in)
     settings = dataclasses.replace(auto_encoder.default_settings(model), epochs=5, validation=50)
-    description = {"settings": {}}
+    metadata = {"settings": {}}
     for done in (0, 1, 4):
         given.clear()
         log[:] = [entry] * done
         files = {"resume": None}
-        history = auto_encoder.train(model, digits, settings, files, description, resume=True)
+        history = auto_encoder.train(model, digits, settings, files, metadata, resume=True)
         assert len(history.log) == 5
         near = [positions is not None for positions in given]
         # Rounded up: two of five epochs.
@@ -250,8 +250,8 @@ def small_run(tmp_path, images):
         model = GridVAE(*SMALL)
         kinds = {"checkpoint": "safetensors", "metrics": "json", "resume": "resume"}
         files = {kind: tmp_path / f"{name}.{ending}" for kind, ending in kinds.items()}
-        description = {"settings": {"seed": 0}}
-        history = auto_encoder.train(model, digits, settings, files, description, **options)
+        metadata = {"settings": {"seed": 0}}
+        history = auto_encoder.train(model, digits, settings, files, metadata, **options)
         return SimpleNamespace(model=model, history=history, files=files)
 
     return run
@@ -269,7 +269,7 @@ def test_what_training_returns_and_writes(small_run, capsys):
     assert sorted(whole.history.snapshots) == [0, 1, 2]
     assert len(whole.history.snapshots[0]["last_codes"]) == 20
     assert capsys.readouterr().out.splitlines() == [
-        "placing the training images on a map ...",
+        "placing the training images on a self-organising map ...",
         *(auto_encoder.format_epoch(epoch, entry, "test") for epoch, entry in enumerate(log)),
     ]
     assert json.loads(whole.files["metrics"].read_text()) == {"settings": {"seed": 0}, "log": log}
