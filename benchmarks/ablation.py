@@ -102,7 +102,7 @@ VARIANTS = {
     "usual VAE": Variant(model=lambda: VAE(2), settings=PLAIN_SETTINGS),
     "encoder without regions": Variant(model=RegressionVAE, encoder_loss=regression_loss),
     "a new grid every 5 steps": Variant(settings=changed(grid_refresh=5)),
-    "codes as wide as the posterior": Variant(settings=changed(variance_factor=1.0)),
+    "variance not doubled": Variant(settings=changed(variance_factor=1.0)),
     # The self-organising map.
     "no self-organising map": Variant(settings=changed(som_part=0.0)),
     "half as near the self-organising map": Variant(settings=changed(som_sigma=0.1)),

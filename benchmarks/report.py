@@ -30,7 +30,7 @@ COLUMNS = (
     "(auto, 1fr)",  # configuration
     "(1fr, auto, auto)",
     "(1fr, auto, auto, auto)",
-    "(6%,) * 10",  # the generated images
+    "(5.8%,) * 10",  # the generated images
     "(45%, 45%)",  # other pictures
     "(45%, 52.5%)",
     "(1fr, auto, auto, auto, auto, auto)",
@@ -48,7 +48,7 @@ def typst_source(markdown):
         source += f"columns: {columns}," + part
     references = "#strong[References.]"
     source = source.replace(references, "#set text(8.2pt)\n" + references)
-    source = source.replace(" %", "~%")  # no line ends between a number and its %
+    source = re.sub(r"(\d) %", r"\1~%", source)  # no line ends between a number and its %
     return STYLE + source
 
 
