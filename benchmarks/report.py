@@ -48,7 +48,9 @@ def typst_source(markdown):
         source += f"columns: {columns}," + part
     references = "#strong[References.]"
     source = source.replace(references, "#set text(8.2pt)\n" + references)
-    source = re.sub(r"(\d) %", r"\1~%", source)  # no line ends between a number and its %
+    # No line ends within a number with its error or its unit.
+    source = source.replace(" ± ", "~±~")
+    source = re.sub(r"(\d) %", r"\1~%", source)
     return STYLE + source
 
 
