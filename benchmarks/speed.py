@@ -25,7 +25,13 @@ from typing import NamedTuple
 import torch
 from common import PROJECT, digits, write_json
 
-from auto_encoder import GRID_SETTINGS, make_optimizers, matmul_precision, train_epoch
+from auto_encoder import (
+    GRID_SETTINGS,
+    make_optimizers,
+    matmul_precision,
+    no_subnormals,
+    train_epoch,
+)
 from models import PIXELS, GridVAE, HiddenLayer
 
 ROUNDS = 3
@@ -127,12 +133,12 @@ def seconds_of_products(products, kind=torch.float32):
     return total
 
 
+@no_subnormals()
 def measure_step(few=20, many=110):
     """Seconds of a training step, and of its matrix products alone, and their multiplications.
 
     The products are timed in float32, and "as_multiplied" in the precision of training.
     """
-    torch.set_flush_denormal(True)  # as auto_encoder.py does
     x = digits("train")[0]
     vae = GridVAE()
     settings = GRID_SETTINGS

@@ -168,6 +168,11 @@ def grid_side(log_scores):
     return math.isqrt(log_scores.shape[1])
 
 
+def place_in_grid(z, side):
+    """The row and column, not whole numbers, of codes z in a grid of side x side nodes: [N, 2]."""
+    return side * torch.special.ndtr(z) - 0.5
+
+
 def patch_3x3(values, node):
     """The values [N, G] at the 3 x 3 nodes around nodes (row, column) [N, 2]: [N, 3, 3]."""
     offsets = torch.arange(-1, 2, device=values.device)
@@ -199,7 +204,7 @@ def interpolate(values, z):
     the outermost parabolas go on.
     """
     side = grid_side(values)
-    place = side * torch.special.ndtr(z) - 0.5  # row and column, not whole numbers
+    place = place_in_grid(z, side)
     nearest = place.detach().nan_to_num().round().clamp(1, side - 2)  # NaN: training diverged
     t = place - nearest
     # Lagrange's polynomials: 1 at one of the nodes t = -1, 0, 1, and 0 at the two others.

@@ -160,7 +160,6 @@ def figures():
     judged = [even, *GENERATION["even_of_other_models"]]
     divergence = results["test"]["L_divergence"]
     products = SPEED["milliseconds_of_products_as_multiplied"]
-    digits = sorted(ANALYSIS["accuracy_of_digit"].items(), key=lambda pair: pair[1])
     pairs = [f"{pair} ({count})" for pair, count in ANALYSIS["most_confused"][:3]]
     named = {
         **both("tot", tot),
@@ -173,8 +172,6 @@ def figures():
         **both("minus_grey", lambda run: -run["results"]["log_likelihood"]),
         **both("minus_binarized", lambda run: -run["results"]["log_likelihood_binarized"]),
         **both("knn", lambda run: 100 * run["results"]["knn_accuracy"], ".1f"),
-        **both("train", lambda run: run["log"][-1]["train"]["L_tot"]),
-        "overfit": f"{tot(DEFAULT) - DEFAULT['log'][-1]['train']['L_tot']:.2f}",
         "python": versions["python"],
         "torch": versions["torch"].split("+")[0],
         "numpy": versions["numpy"],
@@ -233,16 +230,10 @@ def figures():
         "nodes_apart": f"{1 / ANALYSIS['median_laplace_deviation_in_nodes']:.1f}",
         "errors": f"{ANALYSIS['errors']}",
         "pairs": ", ".join(pairs),
-        "best_digit": f"{digits[-1][0]} ({100 * digits[-1][1]:.1f} %)",
-        "worst_digit": f"{digits[0][0]} ({100 * digits[0][1]:.1f} %)",
-        "own": f"{ANALYSIS['median_distance']['own']:.4f}",
-        "another": f"{ANALYSIS['median_distance']['another']:.2f}",
-        "slant": f"{100 * ANALYSIS['share_of_slant_and_ink_explained'][0]:.0f}",
-        "ink": f"{100 * ANALYSIS['share_of_slant_and_ink_explained'][1]:.0f}",
+        "slant": f"{100 * ANALYSIS['share_of_slant_explained']:.0f}",
         "region": f"{100 * ANALYSIS['right_region']:.1f}",
         "gap_right": f"{ANALYSIS['encoder_less_laplace_in_right_region']:.2f}",
         "gap_wrong": f"{ANALYSIS['encoder_less_laplace_elsewhere']:.2f}",
-        "bits": f"{divergence / math.log(2):.1f}",
         "shares": f"{round(math.exp(round(divergence, 2)), -2):,.0f}",
         "threads1": f"{tot(THREADS1):.2f}",
         "published": f"{published['test_L_tot']:.2f}",
