@@ -522,12 +522,17 @@ def measure(model, x_train, x_validation, x_test, epoch, settings):
     return entry
 
 
+def is_best_so_far(log):
+    """Whether the last epoch in the log is the best."""
+    return best_epoch(log) == len(log) - 1
+
+
 def record_epoch(model, digits, history, entry):
     """Add an epoch to the history: its entry, weights that are the best so far, a snapshot."""
     history.log.append(entry)
-    epochs = len(history.log)
-    if best_epoch(history.log) == epochs - 1:
+    if is_best_so_far(history.log):
         history.best_weights = {name: w.clone() for name, w in model.state_dict().items()}
+    epochs = len(history.log)
     if is_snapshot_time(epochs):
         history.snapshots[epochs] = take_snapshot(model, digits)
 
@@ -535,8 +540,8 @@ def record_epoch(model, digits, history, entry):
 def save_epoch(model, digits, optimizers, history, files, metadata):
     """Write the checkpoint, if the last epoch is the best so far, its metrics, and the rest."""
     contents = {}
-    epochs = len(history.log)
-    if best_epoch(history.log) == epochs - 1:
+    if is_best_so_far(history.log):
+        epochs = len(history.log)
         contents[files["checkpoint"]] = checkpoint_bytes(model, **metadata, epochs=epochs)
     contents[files["metrics"]] = json_bytes({**metadata, "log": history.log})
     flags = resume_flags(metadata, digits)

@@ -233,10 +233,9 @@ def _find_in_folder(folder):
 
 def _source_of_file(path):
     """The source of digits that a file is, or belongs to."""
-    if idx.parse_name(path):
-        idx_set = _set_of_idx_file(path)
-        if idx_set:
-            return _complete(idx_set)
+    idx_set = _idx_set_of(path)
+    if idx_set:
+        return _complete(idx_set)
     if _is_keras_file(path):
         return NpzSource(path)
     _check_npz(path)
@@ -250,9 +249,12 @@ def _source_of_file(path):
     return TableSource(path)
 
 
-def _set_of_idx_file(path):
-    """The set to which an idx file belongs, or None."""
-    prefix, split, kind = idx.parse_name(path)
+def _idx_set_of(path):
+    """The set of idx files to which a file belongs, or None."""
+    name = idx.parse_name(path)
+    if not name:
+        return None
+    prefix, split, kind = name
     folder = idx.folder_of_set(path)
     # A folder such as train/ holds one split; the other one is in a folder beside it.
     top = folder.parent if idx.is_split_folder(folder) else folder

@@ -162,7 +162,8 @@ def draw_sheet(images, codes, decode):
     parts = figure.subfigures(1, len(widths), squeeze=False, width_ratios=widths)[0]
 
     sheet = parts[0]
-    image_sheet(sheet, columns, [1, code_height] * rows, [images, codes], on_one_line)
+    row_heights = [1, code_height] * rows
+    image_sheet(sheet, columns, row_heights, images, codes, codes_on_one_line=on_one_line)
     for number, axes in enumerate(sheet.axes[: len(images)]):
         axes.text(2, 2, f"{number:02d}", bbox=LABEL_DISC, **SMALL_TEXT)
     if with_plane:
@@ -219,7 +220,7 @@ def draw_image_code_image(images, codes, reconstructions):
     """A column each: images [N, 784], their codes [N, d], what these decode to [N, 784]."""
     count = len(images)
     figure = new_figure(0.62 * count + 1, 2.1)
-    image_sheet(figure, count, [1, 1, 1], [images, codes, reconstructions])
+    image_sheet(figure, count, [1, 1, 1], images, codes, reconstructions)
     first_of_each_row = figure.axes[::count]
     for axes, name in zip(first_of_each_row, ("image", "code", "decoded"), strict=True):
         axes.text(-0.2, 0.5, name, transform=axes.transAxes, ha="right", va="center")
@@ -229,12 +230,13 @@ def draw_image_code_image(images, codes, reconstructions):
 # --- Their parts ------------------------------------------------------------------------------
 
 
-def image_sheet(figure, columns, row_heights, layers, codes_on_one_line=False):
-    """Rows of images, below each its code, below that perhaps another image.
-
-    `layers` are the images [N, 784], the codes [N, d], and perhaps more images [N, 784].
-    """
-    codes = layers[1]
+def image_sheet(
+    figure, columns, row_heights, images, codes, reconstructions=None, codes_on_one_line=False
+):
+    """Rows of images [N, 784], below each its code of [N, d], below that perhaps another image."""
+    layers = [images, codes]
+    if reconstructions is not None:
+        layers.append(reconstructions)
     grid = figure.add_gridspec(len(row_heights), columns, height_ratios=row_heights)
     largest = np.abs(codes).max()
     for layer, values in enumerate(layers):
