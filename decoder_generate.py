@@ -9,76 +9,55 @@ sequence; --draws random gives independent ones. A plain auto-encoder has no pri
 sampled from a Gaussian that auto_encoder.py fitted to those of training images.
 """
 
-from lib import start
-
-if __name__ == "__main__":
-    start.prepare()  # before PyTorch is imported
-
-import os
-import re
-from functools import partial
+import io
+import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from lib import cli, plots
 from lib.cli import Parser, between, nonempty_path
 from lib.errors import InputError
-from lib.files import (
-    check_replaceable,
-    hidden_neighbours,
-    is_left_by_a_killed_run,
-    numbered_images,
-    read_lines,
-    replace_images,
-    reserved,
-)
-from models import RETRAIN, SHIPPED, decode_images, load_checkpoint, sample_noise
+from lib.files import check_outputs, numbered_image, one_run, replace_images, resolved
+from models import RETRAIN, SHIPPED, load_checkpoint, sample_noise
 
 PROJECT = Path(__file__).resolve().parent
 OUT = PROJECT / "imgs_generated"
 SHEET = PROJECT / "figures/generated.png"
-MAX_COUNT = 10_000  # images
-MAX_LINES = 10 * MAX_COUNT  # of a file of codes, with empty ones
-MAX_CODE = 1e6  # far beyond what a decoder has learned of; larger numbers cannot be drawn
-SEPARATOR = re.compile(r"\s*,\s*|\s+")  # of numbers: a comma or blanks
+MAX_CODE = 1e6  # far beyond all codes that a decoder has learned
+UTF8_MARK = "\xef\xbb\xbf"  # the byte-order mark of some editors, as it looks when read as latin-1
 
 
-def main():
-    args = parse_arguments()
+def main(argv=None):
+    """Sample codes, decode them, write images, as the flags say; `argv` is for use from Python."""
+    args = parse_arguments(argv)
     decoder = load_checkpoint(args.checkpoint).decoder
     if args.codes:
         codes = read_codes(args.codes, decoder.latent_dim)
     else:
         noise = sample_noise(args.count, decoder.latent_dim, args.seed, args.draws)
-        codes = decoder.sample(noise)
-    if not (codes.abs() <= MAX_CODE).all():
-        problem = f"samples codes that are not finite or above {MAX_CODE:,.0f}"
-        raise InputError(f"{args.checkpoint}: {problem}; {RETRAIN}")
-    codes = codes.numpy()
-    images = decode_images(decoder, codes)  # [N, 784] in [0, 1]
+        codes = decoder.sample(noise).numpy()
+    images = decoder.decode_images(codes)  # [N, 784] in [0, 1]
     if not np.isfinite(images).all():
         raise InputError(f"{args.checkpoint}: decodes to numbers that are not finite; {RETRAIN}")
     pngs = [plots.image_png_bytes(image) for image in images]
 
-    # The sheet of all images is drawn only with those of the default folder.
-    with_sheet = os.path.realpath(args.out) == os.path.realpath(OUT)
-    check_outputs(args, len(pngs), with_sheet)
-    first_image = args.out / "00.png"  # locking this one keeps a second run out of the folder
-    reserved_files = [first_image, SHEET] if with_sheet else [first_image]
-    needed_bytes = 2 * sum(len(png) for png in pngs)  # new images stand beside older ones
-    with plots.own_style(), reserved(reserved_files, needed_bytes):
-        others = {}
-        if with_sheet:
-            others[SHEET] = plots.draw_sheet(images, codes, partial(decode_images, decoder))
-        replace_images(args.out, pngs, others)
-    and_sheet = f", {SHEET}" if with_sheet else ""
+    with one_run(args.out):
+        sheet = {}  # {path: PNG file}; with another folder there is none
+        if resolved(args.out) == resolved(OUT):
+            with plots.own_style():
+                sheet[SHEET] = plots.draw_sheet(images, codes, decoder.decode_images)
+        outputs = [numbered_image(args.out, number) for number in range(len(pngs))]
+        inputs = [args.checkpoint, args.codes] if args.codes else [args.checkpoint]
+        check_outputs([*outputs, *sheet], inputs)
+        replace_images(args.out, pngs, sheet)
+    and_sheet = f", {SHEET}" if sheet else ""
     print(f"wrote {len(pngs)} images to {args.out}{and_sheet}")
 
 
+# Flags on few lines each:
 # fmt: off
-def parse_arguments():
+def parse_arguments(argv):
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--checkpoint", type=nonempty_path, metavar="FILE", default=SHIPPED,
@@ -86,7 +65,7 @@ def parse_arguments():
     add("--out", type=nonempty_path, metavar="DIR", default=OUT,
         help="folder for 00.png, 01.png, ...; older images of such names in it are replaced "
         "(default imgs_generated, with the first 50 on one sheet in figures/generated.png)")
-    add("--count", type=between(int, 1, MAX_COUNT), metavar="N", default=20,
+    add("--count", type=between(int, 1, 10_000), metavar="N", default=20,
         help="how many images (default 20)")
     add("--seed", type=between(int, 0, 2**31 - 1), metavar="N", default=0,
         help="the same seed gives the same images (default 0)")
@@ -94,61 +73,35 @@ def parse_arguments():
         help="evenly spread (Sobol) or independent random codes (default even)")
     add("--codes", type=nonempty_path, metavar="FILE",
         help="decode these codes instead of samples: one per line, numbers with commas or spaces")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 # fmt: on
 
 
-def check_outputs(args, count, with_sheet):
-    """Raise an InputError if an image would replace an input or what no earlier run made."""
-    outputs = {args.out / f"{number:02d}.png" for number in range(count)}
-    outputs.update(numbered_images(args.out))  # those that are too many are removed
-    inputs = {os.path.realpath(path) for path in (args.checkpoint, args.codes) if path}
-    for path in inputs:
-        # `replace_images` removes what a killed run has left in the output folder.
-        is_in_folder = os.path.dirname(path) == os.path.realpath(args.out)
-        if is_in_folder and is_left_by_a_killed_run(Path(path)):
-            raise InputError(f"{path}: is also an input; name another folder with --out")
-    if with_sheet:
-        outputs.add(SHEET)
-    for path in sorted(outputs):
-        written = [os.path.realpath(path), *map(str, hidden_neighbours(path))]
-        if inputs.intersection(written):
-            raise InputError(f"{path}: is also an input; name another folder with --out")
-        check_replaceable(path, plots.is_own_png)
-
-
 def read_codes(path, latent_dim):
-    """Codes [N, latent_dim] from a text file, one per line.
+    """Codes, float32 [N, latent_dim], from a text file, one per line.
 
-    Raises InputError: a line is not `latent_dim` numbers up to MAX_CODE, or there is none.
+    Raises InputError: the file is not that, or a number is above MAX_CODE.
     """
-    if path.exists() and not path.is_file():
-        raise InputError(f"--codes {path}: is not an ordinary file; name one")
-    codes = []
-    for number, line in enumerate(read_lines(path), start=1):
-        if number > MAX_LINES:
-            raise InputError(f"--codes {path}: has more than {MAX_LINES:,} lines; split it")
-        if not line.strip():
-            continue
-        words = SEPARATOR.split(line.strip())
-        needed = (
-            f"--codes {path}, line {number}: needs {latent_dim} numbers up to {MAX_CODE:,.0f}, "
-            "with commas or spaces between them"
-        )
-        try:
-            if "_" in line:
-                raise ValueError("float() would take 1_0 for 10")
-            code = torch.tensor([float(word) for word in words])
-        except ValueError:
-            raise InputError(needed) from None
-        if len(code) != latent_dim or not (code.abs() <= MAX_CODE).all():
-            raise InputError(needed)
-        codes.append(code)
-        if len(codes) > MAX_COUNT:
-            raise InputError(f"--codes {path}: has more than {MAX_COUNT:,} codes; split it")
-    if not codes:
+    if not path.is_file():
+        raise InputError(f"--codes {path}: no such file")
+    # latin-1 decodes any bytes, so that NumPy says below what is no number.
+    text = path.read_text(encoding="latin-1").removeprefix(UTF8_MARK)
+    delimiter = "," if "," in text else None  # None: blanks
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an empty file
+            codes = np.loadtxt(io.StringIO(text), np.float32, delimiter=delimiter, ndmin=2)
+    except ValueError as error:
+        reason = str(error).rstrip(".")
+        raise InputError(f"--codes {path}: {reason}; give {latent_dim} numbers per line") from None
+    if len(codes) == 0:
         raise InputError(f"--codes {path}: holds no codes; give one per line")
-    return torch.stack(codes)
+    if codes.shape[1] != latent_dim:
+        found = codes.shape[1]
+        raise InputError(f"--codes {path}: has {found} numbers per line, needs {latent_dim}")
+    if not (np.abs(codes) <= MAX_CODE).all():  # as it is for NaN, too
+        raise InputError(f"--codes {path}: numbers must be finite and at most {MAX_CODE:,.0f}")
+    return codes
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ In a VAE
 MNIST's pixels are grey, from 0 to 1. For these -log p(x|z) means the cross-entropy, as is usual.
 All quantities are in nats (natural logarithms) per image.
 
-A code z is also written as u, its place in the unit square or cube: u = ndtr(z), the distribution
-function of N(0, 1), in each coordinate, and z = ndtri(u).
+A code z is also written as u, its place in the unit square or cube. In each coordinate u is the CDF
+of N(0, 1) at z; PyTorch's names are u = ndtr(z) and z = ndtri(u).
 """
 
 import itertools
@@ -26,13 +26,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from lib import EVAL_BATCH, checkpoints, latent_grid
-from lib.errors import explained
+from lib.errors import as_input_error
 from lib.latent_grid import log_standard_normal
 
 PIXELS = 28 * 28
 SHIPPED = Path(__file__).resolve().parent / "checkpoints/vae.safetensors"
-CHECKPOINT_FORMAT = "mnist-auto-encoder-6"  # earlier ones begin so, too
-RETRAIN = "auto_encoder.py makes a new one"
+CHECKPOINT_FORMAT = "mnist-auto-encoder-6"
+RETRAIN = "auto_encoder.py makes a new one"  # the end of error messages
 
 # Widths of the hidden layers, in the order in which they are computed; chosen on the last 5,000
 # training images, after training on the others.
@@ -44,18 +44,8 @@ REGION_ENCODER_WIDTHS = (512, 512, 512, 512)
 # --- Networks ---------------------------------------------------------------------------------
 
 
-class InputLayer(nn.Linear):
-    """A network's first layer: linear, then GELU (Hendrycks & Gimpel 2016, "GELUs").
-
-    A class of its own, as first layers and hidden ones have different optimizers.
-    """
-
-    def forward(self, h):
-        return F.gelu(super().forward(h))
-
-
 class HiddenLayer(nn.Linear):
-    """Linear, then GELU.
+    """Linear, then GELU (Hendrycks & Gimpel 2016, "GELUs").
 
     Where the width stays the same, with a skip connection (He et al. 2016, "Deep residual
     learning").
@@ -68,30 +58,34 @@ class HiddenLayer(nn.Linear):
         return out
 
 
-def all_but_last_layer(inputs, widths):
-    """A network [N, inputs] -> [N, widths[-1]] of an InputLayer and HiddenLayers."""
-    layers = [InputLayer(inputs, widths[0])]
-    for width_in, width_out in itertools.pairwise(widths):
+def hidden_layers(inputs, widths):
+    """All but the last layer of a network: [N, inputs] -> [N, widths[-1]]."""
+    layers = []
+    for width_in, width_out in itertools.pairwise([inputs, *widths]):
         layers.append(HiddenLayer(width_in, width_out))
     return nn.Sequential(*layers)
 
 
 def mlp(inputs, widths, outputs):
     """A multilayer perceptron [N, inputs] -> [N, outputs]; its last layer is linear."""
-    return all_but_last_layer(inputs, widths).append(nn.Linear(widths[-1], outputs))
+    return hidden_layers(inputs, widths).append(nn.Linear(widths[-1], outputs))
 
 
-def encoder_body(widths):
-    """All but the last layer of any encoder: images [N, 784] -> features [N, widths[-1]]."""
-    return all_but_last_layer(PIXELS, widths)
+def split_parameters(network):
+    """The matrices between the hidden layers of a network, and all its other parameters."""
+    layers = [layer for layer in network.modules() if isinstance(layer, HiddenLayer)]
+    matrices = [layer.weight for layer in layers[1:]]  # the first layer sees the network's input
+    matrix_ids = {id(matrix) for matrix in matrices}  # `in` would compare the tensors' elements
+    others = [p for p in network.parameters() if id(p) not in matrix_ids]
+    return matrices, others
 
 
 class Decoder(nn.Module):
     """Codes [N, latent_dim] -> logits of the pixels' Bernoulli means, [N, 784].
 
-    The MLP does not see z but s = 4 (2 ndtr(z) - 1), which is uniform from -4 to 4 if z is N(0, 1):
-    equal shares of the prior get equal ranges of s. It also sees sines and cosines of s, to learn
-    fine detail (Tancik et al. 2020, "Fourier features").
+    The MLP does not see z but s = 4 (2 u - 1), where u is the CDF of N(0, 1) at z. So s is uniform
+    from -4 to 4 if z is N(0, 1): equal shares of the prior get equal ranges of s. It also sees
+    sines and cosines of s, to learn fine detail (Tancik et al. 2020, "Fourier features").
     """
 
     # Over the range of s, sin(f s) goes through 8 f / (2 pi) periods: 0.6 and 1.3. The numbers were
@@ -106,14 +100,15 @@ class Decoder(nn.Module):
         self.net = mlp(input_width, widths, PIXELS)
         # What `sample` draws from: the prior, until an AutoEncoder puts its own codes' spread here.
         self.register_buffer("sample_mean", torch.zeros(latent_dim))
-        self.register_buffer("sample_factor", torch.eye(latent_dim))  # F; F @ F.T is the covariance
+        # Times its own transpose it is the covariance.
+        self.register_buffer("sample_factor", torch.eye(latent_dim))
 
     def forward(self, z):
         return self.net(self.inputs(z))
 
     def inputs(self, z):
         """What the MLP sees of codes [N, latent_dim]: [N, 5 * latent_dim]."""
-        s = self.STRETCH * torch.erf(z / math.sqrt(2))  # erf(z / sqrt(2)) = 2 ndtr(z) - 1
+        s = self.STRETCH * torch.erf(z / math.sqrt(2))  # erf(z / sqrt(2)) = 2 u - 1
         inputs = [s]
         for frequency in self.FREQUENCIES:
             inputs.append(torch.sin(frequency * s))
@@ -123,6 +118,16 @@ class Decoder(nn.Module):
     def sample(self, noise):
         """Codes from samples of N(0, I), both [N, latent_dim]."""
         return self.sample_mean + noise @ self.sample_factor.T
+
+    @torch.no_grad()
+    def decode_images(self, codes):
+        """The images, [N, 784] in [0, 1], of codes [N, latent_dim]; float32 NumPy arrays both."""
+        device = self.sample_mean.device
+        images = []
+        for part in torch.from_numpy(codes).split(EVAL_BATCH):
+            logits = self(part.to(device))
+            images.append(logits.sigmoid().cpu())
+        return torch.cat(images).numpy()
 
 
 class RegionEncoder(nn.Module):
@@ -144,12 +149,12 @@ class RegionEncoder(nn.Module):
         super().__init__()
         self.regions_per_side = regions_per_side
         regions = regions_per_side**2
-        self.body = encoder_body(widths)
+        self.body = hidden_layers(PIXELS, widths)
         self.region_logits = nn.Linear(widths[-1], regions)
         self.readout = HiddenLayer(widths[-1], readout_width)
         # A region's matrix makes the four numbers of a Gaussian from the readout and a constant 1.
-        # It is looked up with an embedding, as the gradient of plain indexing depends on the number
-        # of threads, in its last bits.
+        # It is looked up with an embedding: the gradient of plain indexing depends on the number of
+        # threads, in its last bits, and the same seed is to give the same weights.
         self.matrices = nn.Embedding(regions, 4 * (readout_width + 1))
         nn.init.normal_(self.matrices.weight, std=self.INITIAL_MATRIX_STD)
 
@@ -170,6 +175,7 @@ class RegionEncoder(nn.Module):
         centre = torch.special.ndtri(u)  # [N, 2], in z
         width = latent_grid.cell_width(centre, self.regions_per_side)  # [N, 2], in z
 
+        # R is the readout's width.
         readout_and_1 = F.pad(self.readout(features), (0, 1), value=1.0)  # [N, R + 1]
         matrices = self.matrices(region_index).view(len(region_index), 4, -1)  # [N, 4, R + 1]
         numbers = torch.bmm(matrices, readout_and_1[:, :, None])[:, :, 0]  # [N, 4]
@@ -191,7 +197,6 @@ class AutoEncoder(nn.Module):
 
     def __init__(self, latent_dim=2, encoder_widths=ENCODER_WIDTHS, decoder_widths=DECODER_WIDTHS):
         super().__init__()
-        check_sizes(latent_dim, *encoder_widths, *decoder_widths)
         self.config = {  # what the constructor needs to build the same architecture
             "latent_dim": latent_dim,
             "encoder_widths": list(encoder_widths),
@@ -202,7 +207,7 @@ class AutoEncoder(nn.Module):
         self.decoder = self.make_decoder(decoder_widths)
 
     def make_encoder(self, widths):
-        return encoder_body(widths).append(nn.Linear(widths[-1], self.latent_dim))
+        return mlp(PIXELS, widths, self.latent_dim)
 
     def make_decoder(self, widths):
         return Decoder(self.latent_dim, widths)
@@ -224,10 +229,25 @@ class AutoEncoder(nn.Module):
         return log_bernoulli(x, self.decode(self.codes(x))), x.new_zeros(len(x))
 
     @torch.no_grad()
+    def mean_elbo(self, x, *, pairs=8, generator=None):
+        """As `elbo`: without samples there is nothing to average."""
+        return self.elbo(x)
+
+    def page_settings(self):
+        """What the page figures/explorer.html has to know of the networks to compute as they do."""
+        return {
+            "kind": "AutoEncoder",  # the page's name for an encoder that is an MLP
+            "stretch": self.decoder.STRETCH,
+            "frequencies": self.decoder.FREQUENCIES,
+        }
+
+    @torch.no_grad()
     def fit_sampler(self, x):
         """As there is no prior, let the decoder sample from the Gaussian that fits x's codes."""
         codes = torch.cat([self.codes(part) for part in x.split(EVAL_BATCH)])
-        codes = codes.double()  # so that a variance near 0 is not lost in rounding errors
+        # In float64 a variance near 0 is not lost in rounding errors; on the CPU, as Apple's GPUs
+        # have no float64.
+        codes = codes.cpu().double()
         centred = codes - codes.mean(0)
         covariance = centred.T @ centred / len(x)
         # If training diverges, the codes are not finite. That is reported where the loss is
@@ -241,7 +261,7 @@ class VAE(AutoEncoder):
     """The variational auto-encoder (Kingma & Welling 2014), for any number of latents."""
 
     def make_encoder(self, widths):
-        return encoder_body(widths).append(nn.Linear(widths[-1], 2 * self.latent_dim))
+        return mlp(PIXELS, widths, 2 * self.latent_dim)
 
     def encode(self, x):
         """The mean and logvar, [N, latent_dim] each, of q(z|x) for images [N, 784] in [0, 1]."""
@@ -311,7 +331,6 @@ class GridVAE(VAE):
     """A VAE with two latents, so few that Bayes' rule can be computed on a grid of codes.
 
     The grid posterior teaches its `RegionEncoder`, and log p(x) is an integral over the plane.
-    Raises ValueError: the grid cannot be cut into the regions.
     """
 
     def __init__(
@@ -320,13 +339,8 @@ class GridVAE(VAE):
         decoder_widths=DECODER_WIDTHS,
         regions_per_side=27,  # of the encoder
         readout_width=64,  # R, what the Gaussian in a region is computed from
-        grid_side=81,  # nodes per side
+        grid_side=81,  # nodes per side, a multiple of regions_per_side
     ):
-        check_sizes(regions_per_side, readout_width, grid_side)
-        if grid_side % regions_per_side:
-            raise ValueError(
-                f"grid_side {grid_side} is not a multiple of regions_per_side {regions_per_side}"
-            )
         # super().__init__ calls make_encoder, which needs these. PyTorch allows numbers to be set
         # before it, but no layers.
         self.regions_per_side = regions_per_side
@@ -344,6 +358,14 @@ class GridVAE(VAE):
     def make_encoder(self, widths):
         return RegionEncoder(widths, self.regions_per_side, self.readout_width)
 
+    def page_settings(self):
+        return {
+            **super().page_settings(),
+            "kind": "VAE",  # the page's name for a RegionEncoder
+            "regions_per_side": self.regions_per_side,
+            "initial_logvar": self.encoder.INITIAL_LOGVAR,
+        }
+
     def make_grid(self, side=None):
         """The decoder's `LatentGrid`, by default of grid_side x grid_side codes. No gradient."""
         if side is None:
@@ -352,7 +374,7 @@ class GridVAE(VAE):
         return latent_grid.square_grid(self.decoder, side, device)
 
     def laplace_posterior(self, x):
-        """As `encode`, but by Bayes' rule and Laplace's method on the grid, not the encoder."""
+        """As `encode`, but by Bayes' rule and Laplace's method on a new grid, not the encoder."""
         return self.make_grid().laplace_posterior(x)
 
     @torch.no_grad()
@@ -363,13 +385,6 @@ class GridVAE(VAE):
         shows that 324 are enough. Nothing is drawn from `generator`.
         """
         return latent_grid.log_marginal_likelihood(self.decoder, x, side)
-
-
-def check_sizes(*sizes):
-    """Raise a ValueError if a size is not at least 1."""
-    for size in sizes:
-        if size < 1:
-            raise ValueError(f"a size of {size}")
 
 
 def make_model(kind, latent_dim):
@@ -404,17 +419,6 @@ def standard_normal_like(tensor, generator=None):
     return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype, device=tensor.device)
 
 
-@torch.no_grad()
-def decode_images(decoder, codes):
-    """The images, [N, 784] in [0, 1], of codes [N, latent_dim]; both are float32 NumPy arrays."""
-    device = next(decoder.parameters()).device
-    images = []
-    for part in torch.from_numpy(codes).split(EVAL_BATCH):
-        logits = decoder(part.to(device))
-        images.append(logits.sigmoid().cpu())
-    return torch.cat(images).numpy()
-
-
 def sample_noise(count, latent_dim, seed, draws):
     """Samples of N(0, I), [count, latent_dim], "even" or "random" ones.
 
@@ -444,16 +448,11 @@ def load_checkpoint(path):
     """The model of `checkpoint_bytes`, with its `metadata`.
 
     Raises InputError: there is no such file, it is damaged, or its architecture is not one of
-    those here, say as it was saved before a network was changed.
+    those here, for example because a network was changed after it was saved.
     """
     weights, contents = checkpoints.read_file(path, CHECKPOINT_FORMAT, RETRAIN)
-    with explained(path, "is of another architecture than models.py has", RETRAIN):
-        config = contents["config"]
-        layers = len(config["encoder_widths"]) + len(config["decoder_widths"])
-        if layers > len(weights):  # whoever made the file may ask for a million layers
-            raise ValueError("more layers than weights")
-        with torch.device("meta"):  # takes no memory, whatever sizes the file asks for
-            model = MODELS[contents["model"]](**config)
-        model.load_state_dict(weights, assign=True)  # meta tensors have no memory to copy into
+    with as_input_error(path, "is of another architecture than models.py has", RETRAIN):
+        model = MODELS[contents["model"]](**contents["config"])
+        model.load_state_dict(weights)
         model.metadata = contents["metadata"]
     return model.eval()

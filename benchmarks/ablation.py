@@ -23,14 +23,13 @@ import torch
 from classifier import classifier
 from common import digits, write_json
 from islands import island_metrics
-from torch import nn
 
 import auto_encoder
 from auto_encoder import GRID_SETTINGS, NEIGHBOURS, PAIRS, PLAIN_SETTINGS, TrainingSettings
 from lib import metrics
 from lib.latent_grid import log_marginal_likelihood, square_grid
-from lib.som import som_positions
-from models import VAE, Decoder, GridVAE, encoder_body
+from lib.torch_settings import flush_denormal, matmul_precision
+from models import PIXELS, VAE, Decoder, GridVAE, mlp
 
 TRAINED = 15_000  # training images
 HELD_OUT = 5_000
@@ -59,7 +58,7 @@ def adamw_for_all(vae, settings):
     decoder = {
         "params": list(vae.decoder.parameters()),
         "lr_scale": 1.0,
-        "weight_decay": settings.decoder_decay,
+        "weight_decay": 0.0,
     }
     encoder = {
         "params": list(vae.encoder.parameters()),
@@ -73,13 +72,13 @@ class RegressionVAE(GridVAE):
     """Its encoder gives a Gaussian directly, without regions."""
 
     def make_encoder(self, widths):
-        return encoder_body(widths).append(nn.Linear(widths[-1], 2 * self.latent_dim))
+        return mlp(PIXELS, widths, 2 * self.latent_dim)
 
 
-def regression_loss(encoder, x, log_scores, settings, generator):
+def regression_loss(encoder, x, log_posterior, settings, generator):
     """As `auto_encoder.encoder_loss`, for the encoder of a `RegressionVAE`: minus the ELBO."""
     mean, logvar = encoder(x).chunk(2, dim=1)
-    return -auto_encoder.grid_elbo(mean, logvar, log_scores, generator).mean()
+    return -auto_encoder.grid_elbo(mean, logvar, log_posterior, generator).mean()
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Variant:
 
     model: Callable = GridVAE
     settings: TrainingSettings = GRID_SETTINGS
-    optimizers: Callable = auto_encoder.make_optimizers
+    optimizers: Callable = auto_encoder.optimizers_for
     encoder_loss: Callable = auto_encoder.encoder_loss
 
 
@@ -102,13 +101,13 @@ VARIANTS = {
     "usual VAE": Variant(model=lambda: VAE(2), settings=PLAIN_SETTINGS),
     "encoder without regions": Variant(model=RegressionVAE, encoder_loss=regression_loss),
     "a new grid every 5 steps": Variant(settings=changed(grid_refresh=5)),
-    "variance not doubled": Variant(settings=changed(variance_factor=1.0)),
+    "variance not doubled": Variant(settings=changed(posterior_temperature=1.0)),
     # The self-organising map.
     "no self-organising map": Variant(settings=changed(som_part=0.0)),
     "half as near the self-organising map": Variant(settings=changed(som_sigma=0.1)),
     # The networks and how they are trained.
     "no sines and cosines": Variant(model=PlainDecoderVAE),
-    "no distorted copies": Variant(settings=changed(distorted_part=0.0)),
+    "no distorted copies": Variant(settings=changed(augmented_part=0.0)),
     "no label smoothing": Variant(settings=changed(label_smoothing=0.0)),
     "AdamW for all, no Muon": Variant(optimizers=adamw_for_all),
 }
@@ -123,16 +122,14 @@ def train(variant, x, seed):
     model = variant.model()
     settings = dataclasses.replace(variant.settings, epochs=EPOCHS, seed=seed)
     optimizers = variant.optimizers(model, settings)
-    positions = None
-    if settings.som_epochs:
-        positions = som_positions(x.view(-1, 28, 28), seed)
+    som_phase = auto_encoder.SomPhase(x, settings) if settings.som_epochs else None
     with contextlib.ExitStack() as stack:
         stack.enter_context(patch.object(auto_encoder, "encoder_loss", variant.encoder_loss))
-        stack.enter_context(auto_encoder.matmul_precision(settings.matmul_precision))
+        stack.enter_context(matmul_precision(settings.matmul_precision))
         for epoch in range(settings.epochs):
             if epoch >= settings.som_epochs:
-                positions = None
-            auto_encoder.train_epoch(model, optimizers, x, epoch, settings, positions)
+                som_phase = None
+            auto_encoder.train_epoch(model, optimizers, x, epoch, settings, som_phase)
     return model.eval()
 
 
@@ -143,8 +140,8 @@ def evaluate(model, x, labels, held_out, held_out_labels):
     log_likelihood = log_marginal_likelihood(model.decoder, held_out, QUADRATURE_SIDE)
     train_codes = torch.cat([model.codes(part) for part in x.split(10_000)])
     predicted = metrics.knn_predict(train_codes, labels.numpy(), model.codes(held_out), NEIGHBOURS)
-    encoder = auto_encoder.mean_elbo_terms(model, held_out, pairs=PAIRS)
-    laplace = auto_encoder.mean_elbo_terms(model, held_out, grid, pairs=PAIRS)
+    encoder = auto_encoder.elbo_terms(model, held_out, pairs=PAIRS)
+    laplace = auto_encoder.elbo_terms(model, held_out, grid, pairs=PAIRS)
     return {
         "L_tot": encoder["L_tot"],
         "laplace": laplace["L_tot"],
@@ -154,7 +151,7 @@ def evaluate(model, x, labels, held_out, held_out_labels):
     }
 
 
-@auto_encoder.no_subnormals()
+@flush_denormal()
 def run_variant(name, seed):
     """Train a variant, and give its metrics on the validation split."""
     torch.set_num_threads(1)

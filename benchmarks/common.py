@@ -11,8 +11,13 @@ sys.path.insert(0, str(PROJECT))
 
 from data import MNIST, as_input, load_digits
 from lib.files import write_files
+from models import SHIPPED
 
-OTHER_SEEDS = [PROJECT / f"benchmarks/runs/seed{seed}.safetensors" for seed in (1, 2)]
+MODELS_OF_SEEDS = {  # the models of three seeds: {name: checkpoint}
+    "seed 0": SHIPPED,
+    "seed 1": PROJECT / "benchmarks/runs/seed1/checkpoints/vae.safetensors",
+    "seed 2": PROJECT / "benchmarks/runs/seed2/checkpoints/vae.safetensors",
+}
 
 
 def digits(split):

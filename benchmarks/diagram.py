@@ -36,8 +36,8 @@ def draw(vae, x):
     """The diagram, for an image x [1, 784]."""
     features = vae.encoder.body(x)
     predicted = vae.encoder.region_logits(features).softmax(1)
-    log_scores = vae.make_grid().log_likelihood_grid(x)
-    posterior = latent_grid.region_probabilities(log_scores, vae.regions_per_side)
+    log_posterior = vae.make_grid().log_likelihood_grid(x)
+    posterior = latent_grid.region_probabilities(log_posterior, vae.regions_per_side)
     # z_1 grows to the right and z_2 upwards, as in the scatterplot.
     regions = [
         p.view(vae.regions_per_side, -1).T.flip(0).sqrt() for p in (predicted, posterior)

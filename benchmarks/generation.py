@@ -11,7 +11,7 @@ from statistics import mean
 
 import torch
 from classifier import classifier
-from common import OTHER_SEEDS, digits, write_json
+from common import MODELS_OF_SEEDS, digits, write_json
 
 from models import SHIPPED, load_checkpoint, sample_noise
 
@@ -48,7 +48,7 @@ def main():
     network = classifier()
     x, labels = digits("test")
     decoder = load_checkpoint(SHIPPED).decoder
-    others = [load_checkpoint(path).decoder for path in OTHER_SEEDS]
+    others = [load_checkpoint(MODELS_OF_SEEDS[name]).decoder for name in ("seed 1", "seed 2")]
     probabilities = torch.cat([network(part).softmax(1) for part in x.split(1000)])
     confidence, digit = probabilities.max(1)
     results = {

@@ -12,16 +12,15 @@ the shipped model.
 import itertools
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import torch
 from classifier import classifier
-from common import OTHER_SEEDS, PROJECT, write_files, write_json
+from common import MODELS_OF_SEEDS, PROJECT, write_files, write_json
 
 from lib import plots
 from lib.latent_grid import square_grid
-from models import SHIPPED, load_checkpoint, sample_noise
+from models import load_checkpoint, sample_noise
 
 SIDE = 81  # cells per side
 SMALLEST = 0.002  # the share of the plane that makes an island
@@ -133,16 +132,15 @@ def label_place(places, taken):
 
 def main(paths):
     network = classifier()
-    models = {}
-    for path in paths or [SHIPPED, *OTHER_SEEDS]:
-        models[Path(path).name] = load_checkpoint(path)
+    checkpoints = {path: path for path in paths} or MODELS_OF_SEEDS
+    models = {name: load_checkpoint(path) for name, path in checkpoints.items()}
     results = {name: island_metrics(model.decoder, network) for name, model in models.items()}
     if paths:
         print(results)
     else:
         write_json("islands", results)
         with plots.own_style():
-            picture = draw_islands(models[SHIPPED.name], network)
+            picture = draw_islands(models["seed 0"], network)
         write_files({PROJECT / "figures/islands.png": picture})
 
 

@@ -16,13 +16,8 @@ import torch.nn.functional as F
 from common import digits, write_json
 from torch import nn
 
-from auto_encoder import (
-    PLAIN_SETTINGS,
-    make_optimizers,
-    matmul_precision,
-    mean_elbo_terms,
-    train_epoch,
-)
+from auto_encoder import PLAIN_SETTINGS, elbo_terms, optimizers_for, train_epoch
+from lib.torch_settings import matmul_precision
 from models import AutoEncoder
 
 IMAGES = 2000
@@ -52,11 +47,11 @@ def train_ours(x, x_test):
     """Test cross-entropy in nats per image of `auto_encoder.py --model ae --latent-dim 32`."""
     model = AutoEncoder(32)
     settings = dataclasses.replace(PLAIN_SETTINGS, epochs=EPOCHS, batch_size=BATCH_SIZE)
-    optimizers = make_optimizers(model, settings)
+    optimizers = optimizers_for(model, settings)
     with matmul_precision(settings.matmul_precision):
         for epoch in range(EPOCHS):
             train_epoch(model, optimizers, x, epoch, settings)
-    return mean_elbo_terms(model, x_test)["L_tot"]
+    return elbo_terms(model, x_test)["L_tot"]
 
 
 def main():

@@ -25,14 +25,9 @@ from typing import NamedTuple
 import torch
 from common import PROJECT, digits, write_json
 
-from auto_encoder import (
-    GRID_SETTINGS,
-    make_optimizers,
-    matmul_precision,
-    no_subnormals,
-    train_epoch,
-)
-from models import PIXELS, GridVAE, HiddenLayer
+from auto_encoder import GRID_SETTINGS, optimizers_for, train_epoch
+from lib.torch_settings import flush_denormal, matmul_precision
+from models import PIXELS, GridVAE, split_parameters
 
 ROUNDS = 3
 SHORT = 2  # epochs of ours
@@ -96,7 +91,7 @@ def seconds_of(function, repeat):
 def matrix_products(vae, batch):
     """(rows, inner, columns, how often) of the products in one training step, and of Muon's."""
     nodes = vae.grid_side**2
-    with_copies = batch + round(GRID_SETTINGS.distorted_part * batch)
+    with_copies = batch + round(GRID_SETTINGS.augmented_part * batch)
     products = [(with_copies, PIXELS, nodes, 1)]  # the images against the grid
     muon = []
     for network in (vae.decoder, vae.encoder):
@@ -113,14 +108,14 @@ def matrix_products(vae, batch):
             if network is vae.decoder:
                 often = 1 / GRID_SETTINGS.grid_refresh
                 products.append((nodes, inputs, outputs, often))  # decoding the grid
-        for layer in layers:
-            if isinstance(layer, HiddenLayer):  # five Newton-Schulz steps of three products each
-                wide, narrow = sorted(layer.weight.shape, reverse=True)
-                muon += [
-                    (narrow, wide, narrow, 5),
-                    (narrow, narrow, narrow, 5),
-                    (narrow, narrow, wide, 5),
-                ]
+        matrices, _ = split_parameters(network)
+        for matrix in matrices:  # five Newton-Schulz steps of three products each
+            wide, narrow = sorted(matrix.shape, reverse=True)
+            muon += [
+                (narrow, wide, narrow, 5),
+                (narrow, narrow, narrow, 5),
+                (narrow, narrow, wide, 5),
+            ]
     return products, muon
 
 
@@ -133,7 +128,7 @@ def seconds_of_products(products, kind=torch.float32):
     return total
 
 
-@no_subnormals()
+@flush_denormal()
 def measure_step(few=20, many=110):
     """Seconds of a training step, and of its matrix products alone, and their multiplications.
 
@@ -142,7 +137,7 @@ def measure_step(few=20, many=110):
     x = digits("train")[0]
     vae = GridVAE()
     settings = GRID_SETTINGS
-    optimizers = make_optimizers(vae, settings)
+    optimizers = optimizers_for(vae, settings)
 
     def seconds_of_steps(count):  # in an epoch after those on the coarse grid
         images = x[: settings.batch_size * count]
@@ -165,11 +160,7 @@ def run_ours(epochs):
     """`run_script` for `auto_encoder.py`, into a folder that is removed afterwards."""
     print(f"auto_encoder.py --epochs {epochs}")
     with tempfile.TemporaryDirectory() as folder:
-        outputs = []
-        for flag, name in (("checkpoint", "vae.safetensors"), ("scatter", "encoder.png")):
-            outputs += [f"--{flag}", f"{folder}/{name}"]
-        outputs += ["--figures", f"{folder}/figures"]
-        return run_script(PROJECT / "auto_encoder.py", "--epochs", epochs, *outputs)
+        return run_script(PROJECT / "auto_encoder.py", "--epochs", epochs, "--out", folder)
 
 
 def run_examples_and_ours():

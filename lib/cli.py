@@ -2,20 +2,10 @@
 
 import argparse
 import contextlib
-import math
-import os
-import re
-import signal
 import sys
-import time
 from pathlib import Path
 
-from lib import start
 from lib.errors import InputError, is_out_of_memory
-
-CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-
-_interrupted_at = -math.inf  # when Ctrl-C came last
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,13 +20,19 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise InputError(message)
 
-    def parse_args(self, args=None, namespace=None):
-        """As ArgumentParser's, which takes the value of `--flag=--` for an empty list."""
-        parsed = super().parse_args(args, namespace)
-        for action in self._actions:
-            if getattr(parsed, action.dest, None) == []:
-                self.error(f"argument {'/'.join(action.option_strings)}: expected one argument")
-        return parsed
+
+class Replaced(argparse.Action):
+    """The action of a flag that was replaced by another one; its `help` says by which.
+
+    It is not listed by --help.
+    """
+
+    def __init__(self, help, **options):
+        super().__init__(nargs="?", help=argparse.SUPPRESS, **options)
+        self.replacement = help
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.error(f"{option_string}: was replaced by {self.replacement}")
 
 
 def between(kind, minimum, maximum):
@@ -65,23 +61,11 @@ def run(main, memory_advice="close other programs"):
 
     `memory_advice` says what to do if memory runs out.
     """
-    start.open_closed_streams()
-    sys.excepthook = sys.__excepthook__
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # a notebook has its own
+        with contextlib.suppress(AttributeError):  # a notebook has its own, pythonw has none
             stream.reconfigure(errors="backslashreplace")  # the terminal may not know a letter
-    is_prepared = signal.getsignal(signal.SIGINT) is start.exit_at_once
     try:
-        if is_prepared:
-            signal.signal(signal.SIGINT, _interrupt_once)
-        try:
-            main()
-        except SystemExit:  # of --help
-            sys.stdout.flush()
-            raise
-        sys.stdout.flush()
-        if is_prepared:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done
+        main()
         return
     except InputError as error:
         status = 2
@@ -89,7 +73,6 @@ def run(main, memory_advice="close other programs"):
     except OSError as error:  # such as a name that is too long, or a folder that may not be read
         status = 2
         message = f"{error.filename or 'standard output'}: {error.strerror or error}"
-        _discard(sys.stdout)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -98,27 +81,5 @@ def run(main, memory_advice="close other programs"):
     except KeyboardInterrupt as interrupt:
         status = 130
         message = f"interrupted{interrupt}"
-    if is_prepared:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends anyway
-    # A file's name may hold line breaks and other control characters.
-    one_line = CONTROL_CHARACTER.sub(lambda match: repr(match[0])[1:-1], message)
-    try:
-        print(f"{Path(sys.argv[0]).name}: {one_line}", file=sys.stderr, flush=True)
-    except OSError:
-        _discard(sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     sys.exit(status)
-
-
-def _interrupt_once(*_):
-    """A signal handler: raise a KeyboardInterrupt; another Ctrl-C within a second does no more."""
-    global _interrupted_at
-    if time.monotonic() - _interrupted_at < 1:
-        return
-    _interrupted_at = time.monotonic()
-    raise KeyboardInterrupt
-
-
-def _discard(stream):
-    """Let Python's last flush of a broken stream succeed; otherwise the exit status becomes 120."""
-    with contextlib.suppress(OSError, AttributeError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

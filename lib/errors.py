@@ -18,7 +18,7 @@ def is_out_of_memory(error):
 
 
 @contextlib.contextmanager
-def explained(path, problem, remedy, kinds=Exception):
+def as_input_error(path, problem, remedy, kinds=Exception):
     """Turn errors of these kinds into an InputError: "path: problem (reason); remedy".
 
     If memory ran out, that is no fault of the file, and the error stays what it is.

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lib.plots import COLOURS, MARKERS, SOFTWARE, mosaic
+from lib.errors import as_input_error
+from lib.plots import COLOURS, MARKERS, mosaic
 
 TEMPLATE = Path(__file__).with_name("explorer.html")
 IMAGES_PER_ROW = 40
@@ -45,8 +46,14 @@ def page_bytes(tensors, images, codes, labels, settings):
     }
     # Nothing in it can end the script in which it stands, or begin another.
     text = json.dumps(contents).replace("<", "\\u003c")
-    before, after = TEMPLATE.read_text(encoding="utf-8").split("@@data@@")
+    before, after = read_template().split("@@data@@")
     return (before + text + after).encode()
+
+
+def read_template():
+    """The text of the template. Raises InputError: it is not there."""
+    with as_input_error(TEMPLATE, "cannot be read", "copy all of lib/", OSError):
+        return TEMPLATE.read_text(encoding="utf-8")
 
 
 def float16_bytes(tensors):
@@ -67,9 +74,3 @@ def sheet_png(images):
 
 def base64_of(data):
     return base64.b64encode(data).decode()
-
-
-def is_own_page(path):
-    """Whether a file is a page that was made here, as its first bytes say."""
-    with open(path, "rb") as file:
-        return f'<meta name="generator" content="{SOFTWARE}">'.encode() in file.read(1000)

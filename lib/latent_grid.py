@@ -3,9 +3,10 @@
 The prior is p(z) = N(0, I), and a pixel is a Bernoulli variable whose logit a decoder gives; the
 decoder is any callable that maps codes [G, 2] to logits [G, D].
 
-Two coordinate systems are used. A code z is a point of the plane. u = ndtr(z), the distribution
-function of N(0, 1), is the same point in the unit square, and z = ndtri(u) is the inverse. The
-nodes of a grid are evenly spaced in u, so that each stands for the same share of the prior:
+Two coordinate systems are used. A code z is a point of the plane, and u is the same point in the
+unit square: in each coordinate u is the CDF of N(0, 1) at z. PyTorch's names are u = ndtr(z) and
+z = ndtri(u). The nodes of a grid are evenly spaced in u, so that each stands for the same share of
+the prior:
 
 - the mean of p(x|z) over the nodes is an integral over the prior, p(x) (the midpoint rule),
 - Bayes' rule is a softmax of log p(x|z) over the nodes,
@@ -106,27 +107,28 @@ def log_standard_normal(z):
     return -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
 
 
-def fit_laplace(log_scores, codes):
+def fit_laplace(log_posterior, codes):
     """A factorised Gaussian at the highest peak of p(z|x): mean and logvar, [N, 2] each.
 
-    Laplace's approximation (MacKay 2003, chapter 27) from `log_scores` [N, G], which are log p(x|z)
-    at the nodes of a square grid, and the nodes' codes, [G, 2]. Gradient and Hessian are
-    differences between neighbouring nodes, and one Newton step leads from the highest node to the
-    peak. The Gaussian's precision matrix is the negative Hessian there. Of all factorised Gaussians
-    q, the one with the smallest KL(q || that Gaussian) keeps the diagonal of the matrix (Bishop
-    2006, equation 10.12).
+    Laplace's approximation (MacKay 2003, chapter 27) from the `log_posterior` [N, G] of the nodes
+    of a square grid, and the nodes' codes, [G, 2]. As all nodes have the same prior mass, the
+    log posterior of a node is log p(x|z), up to a constant for each image. The constant does not
+    matter, and whatever else is added counts as one more factor of the posterior, here and in the
+    functions below.
+
+    Gradient and Hessian are differences between neighbouring nodes, and one Newton step leads from
+    the highest node to the peak. The Gaussian's precision matrix is the negative Hessian there. Of
+    all factorised Gaussians q, the one with the smallest KL(q || that Gaussian) keeps the diagonal
+    of the matrix (Bishop 2006, equation 10.12).
 
     The nodes may be several standard deviations apart, and then the width is only approximate: the
     differences see how fast the peak falls off farther out.
 
-    A constant for each image does not matter in `log_scores`. If more is added to log p(x|z), it
-    counts as one more factor of the posterior, here and in the functions below.
-
-    The prior counts here, as this is a density in z. (In `region_probabilities` it cancels: there
-    the mass of a node's cell counts, and all cells have the same.)
+    The prior's density is added here, as a peak is sought of a density in z. (In
+    `region_probabilities` the mass of a node's cell counts, and all cells have the same.)
     """
-    side = grid_side(log_scores)
-    log_joint = log_scores + log_standard_normal(codes)  # log p(x, z) = log p(x|z) p(z)
+    side = grid_side(log_posterior)
+    log_joint = log_posterior + log_standard_normal(codes)  # log p(x, z), up to a constant
     highest_index = log_joint.max(1).indices
     highest = torch.stack([highest_index // side, highest_index % side], 1)  # row and column
     middle_node = highest.clamp(1, side - 2)  # differences need a neighbour on either side
@@ -163,9 +165,9 @@ def fit_laplace(log_scores, codes):
     return mean, variance.clamp_max(MAX_DEVIATION**2).log()
 
 
-def grid_side(log_scores):
+def grid_side(values):
     """The nodes per side of a square grid, from values [N, G] at its nodes."""
-    return math.isqrt(log_scores.shape[1])
+    return math.isqrt(values.shape[1])
 
 
 def place_in_grid(z, side):
@@ -182,17 +184,18 @@ def patch_3x3(values, node):
     return values.gather(1, nodes.flatten(1)).view(-1, 3, 3)
 
 
-def region_probabilities(log_scores, regions_per_side):
+def region_probabilities(log_posterior, regions_per_side):
     """The posterior probability of each region; regions have equal shares of the prior.
 
-    [N, regions_per_side**2], row by row, from log p(x|z) at the nodes of a square grid, [N, G].
+    [N, regions_per_side**2], row by row, from the log posterior of the nodes, [N, G], up to a
+    constant for each image.
     Raises ValueError: the grid's side is no multiple of `regions_per_side`.
     """
-    side = grid_side(log_scores)
+    side = grid_side(log_posterior)
     if side % regions_per_side:
         raise ValueError(f"{side} nodes per side cannot be cut into {regions_per_side} regions")
     nodes = side // regions_per_side  # per side of a region
-    posterior = log_scores.softmax(1)  # Bayes' rule: all nodes have the same prior mass
+    posterior = log_posterior.softmax(1)  # Bayes' rule
     strips = posterior.view(-1, regions_per_side, nodes, side).sum(2)
     return strips.view(-1, regions_per_side**2, nodes).sum(2)
 

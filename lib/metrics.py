@@ -1,25 +1,7 @@
-"""Numbers that judge a model, from callables and arrays: mean bounds, k-NN accuracy."""
+"""The k-nearest-neighbours classifier by which codes are judged."""
 
 import numpy as np
 import torch
-
-from lib import EVAL_BATCH
-
-
-@torch.no_grad()
-def mean_terms(elbo, x):
-    """The terms of the evidence lower bound, averaged over images x [N, D], in nats per image.
-
-    `elbo` maps images [n, D] to the two terms of the bound, likelihood and divergence, [n] each.
-    Returns them as L_likelihood and L_divergence, and L_tot = L_divergence - L_likelihood.
-    """
-    terms = [torch.stack(elbo(part)) for part in x.split(EVAL_BATCH)]
-    likelihood, divergence = torch.cat(terms, dim=1).mean(1).tolist()
-    return {
-        "L_tot": divergence - likelihood,
-        "L_likelihood": likelihood,
-        "L_divergence": divergence,
-    }
 
 
 def nearest_neighbours(train_codes, query_codes, k):

@@ -7,7 +7,6 @@ import contextlib
 import io
 import logging
 import math
-import os
 import warnings
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from lib.errors import explained
+from lib.files import MARK
 
 # The colours of digits 0 to 9, from Paul Tol's "vibrant", "muted" and "dark" schemes ("Colour
 # Schemes", SRON note EPS/TN/09-002, 2021). None is pale on white, and digits whose codes lie side
@@ -30,7 +29,6 @@ STYLE = {"figure.constrained_layout.use": True, "savefig.dpi": 200, "font.size":
 LEGEND = {"ncols": 10, "handlelength": 1, "handletextpad": 0.2, "columnspacing": 0.9}
 SMALL_TEXT = {"fontsize": "small", "ha": "center", "va": "center"}
 LABEL_DISC = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "linewidth": 0.8}
-SOFTWARE = "auto-encoder homework"  # stands in every PNG, so that it is known to be no other's
 BLACK_INK = {"cmap": "gray_r", "vmin": 0, "vmax": 1}
 MINUS = "\N{MINUS SIGN}"
 IMAGE_SIDE = 28  # pixels; images are [N, 784]
@@ -72,10 +70,10 @@ def plane_of(codes):
         _, scale, directions = np.linalg.svd(padded, full_matrices=False)
         directions = directions[:2, : codes.shape[1]]
         total_variance = max((scale**2).sum(), np.finfo(np.float32).tiny)
-        explained = scale[:2] ** 2 / total_variance
+        variance_ratios = scale[:2] ** 2 / total_variance
         names = [
-            f"component {number}, {part:.0%} of the variance"
-            for number, part in enumerate(explained, start=1)
+            f"component {number}, {ratio:.0%} of the variance"
+            for number, ratio in enumerate(variance_ratios, start=1)
         ]
     farthest = np.abs((codes - origin) @ directions.T).max()
     reach = 1.04 * float(farthest)  # a margin for the markers
@@ -87,16 +85,13 @@ def plane_of(codes):
 
 @contextlib.contextmanager
 def own_style():
-    """Inside, pictures look the same whatever anybody's settings of matplotlib say."""
+    """Inside, pictures look the same whatever anybody's settings of Matplotlib say."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of old settings, and caches
-    os.environ.pop("MPLBACKEND", None)  # no backend is used, and an unknown one ends the import
-    warnings.filterwarnings("ignore", module="matplotlib|pyparsing")  # old versions of the two
-    warnings.filterwarnings("ignore", message="constrained_layout not applied")  # for odd codes
-    settings_file = "the file matplotlibrc"
-    with explained(settings_file, "cannot be read", "mend or remove it", UnicodeDecodeError):
-        import matplotlib
+    import matplotlib
 
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="matplotlib|pyparsing")  # old versions of the two
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")  # for odd codes
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         yield
@@ -330,7 +325,7 @@ def new_figure(width, height, **options):
 def png_bytes(figure):
     """The figure as a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, metadata={"Software": SOFTWARE})
+    figure.savefig(buffer, metadata={"Software": MARK})
     return buffer.getvalue()
 
 
@@ -338,14 +333,7 @@ def image_png_bytes(image):
     """An image [784] in [0, 1] as a grey PNG file of 28 x 28 pixels; 1 is white."""
     pixels = (image * 255).round().astype(np.uint8).reshape(IMAGE_SIDE, IMAGE_SIDE)
     metadata = PngInfo()
-    metadata.add_text("Software", SOFTWARE)
+    metadata.add_text("Software", MARK)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", pnginfo=metadata)
     return buffer.getvalue()
-
-
-def is_own_png(path):
-    """Whether a file is a PNG that was made here, as its first bytes say."""
-    with open(path, "rb") as file:
-        start = file.read(1000)
-    return start.startswith(b"\x89PNG") and b"tEXtSoftware\0" + SOFTWARE.encode() in start

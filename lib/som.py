@@ -65,7 +65,7 @@ def fit_prototypes(features, nodes):
 def _nodes_by_principal_components(features, nodes):
     """Where features [N, F] begin: the nodes nearest to their first two principal components.
 
-    The components are moved to the unit square by the distribution function of a Gaussian.
+    The components are moved to the unit square by the CDF of a Gaussian.
     """
     if len(features) == 1:  # it has no components; every place is as good as another
         return torch.zeros(1, dtype=torch.long, device=features.device)
@@ -77,10 +77,10 @@ def _nodes_by_principal_components(features, nodes):
 def project_on_principal_axes(features):
     """Features [N, F] along their first two principal components, less their mean: [N, 2]."""
     centred = features - features.mean(0)
-    scatter_matrix = (centred.T @ centred).double()
+    scatter_matrix = (centred.T @ centred).cpu().double()  # Apple's GPUs have no float64
     eigenvectors = torch.linalg.eigh(scatter_matrix).eigenvectors  # by rising eigenvalue
     axes = eigenvectors[:, [-1, -2]].float()
-    return centred @ axes
+    return centred @ axes.to(features.device)
 
 
 def slant(images):

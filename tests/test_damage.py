@@ -6,26 +6,20 @@ The long version, 1,000 of each kind, in a few minutes:
 """
 
 import contextlib
-import gzip
-import io
 import itertools
 import resource
 import struct
 import sys
-import zipfile
-from collections import Counter
 
-import numpy as np
 import pytest
 import torch
-from conftest import FILES, assert_one_line, call, contents, idx_bytes, table_of, write_idx_folder
+from conftest import assert_one_line, call, contents
 from hypothesis import given
 from hypothesis import strategies as st
 
 import auto_encoder
 import decoder_generate
 import models
-from data import load_digits
 from lib import checkpoints
 from lib.errors import InputError
 from models import AutoEncoder, GridVAE, checkpoint_bytes, load_checkpoint
@@ -73,79 +67,9 @@ def one_line():
     assert "\n" not in message[:1000] == message
 
 
-FEW = np.random.default_rng(0).integers(0, 256, (6, 28, 28)), np.arange(6) % 3
-ORIGINALS = {name: idx_bytes(array) for name, array in zip(FILES["train"], FEW, strict=True)}
-
-
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     return tmp_path_factory.mktemp("work")
-
-
-@pytest.mark.parametrize("name", ORIGINALS)
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-@given(changes=edits(NUMBERS))
-def test_damaged_idx_files(work, name, suffix, changes):
-    """What loads has the header and the very bytes of the file."""
-    folder = write_idx_folder(work / f"{name}{suffix}", FEW, FEW)
-    (folder / name).unlink()
-    original = gzip.compress(ORIGINALS[name], mtime=0) if suffix else ORIGINALS[name]
-    content = damaged(original, changes)
-    (folder / f"{name}{suffix}").write_bytes(content)
-    with one_line():
-        arrays = dict(zip(ORIGINALS, load_digits(folder, "train"), strict=True))
-        assert idx_bytes(arrays[name]) == (gzip.decompress(content) if suffix else content)
-
-
-@pytest.fixture(scope="module", params=["first", "last", "first, with names"])
-def table(request, mnist):
-    """A table of twelve digits, as bytes."""
-    header = [",".join(["label", *map(str, range(784))])] * ("names" in request.param)
-    digits = mnist.train_images[:12], mnist.train_labels[:12]
-    lines = header + table_of(*digits, request.param.split(",")[0])
-    return "\n".join([*lines, ""]).encode()
-
-
-@given(changes=edits(WORDS))
-def test_damaged_tables(work, table, changes):
-    """What loads has the numbers that Python reads in the lines, none more and none fewer."""
-    path = work / "table.csv"
-    path.write_bytes(damaged(table, changes))
-    with one_line():
-        loaded = Counter()
-        for images, labels in (load_digits(path, split) for split in FILES):
-            rows = np.column_stack([labels, images.reshape(-1, 784)])
-            loaded.update(map(tuple, rows.tolist()))
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
-        lines = [line.split(",") for line in text.split("\n")]
-        lines = lines[len(lines[0]) == len(set(lines[0])) == 785 :]  # without column names
-        rows = [tuple(int(word) for word in words) for words in lines if words != [""]]
-        assert loaded in (Counter(rows), Counter((row[-1], *row[:-1]) for row in rows))
-
-
-def npz_bytes():
-    """A small .npz file, as Keras ships MNIST."""
-    buffer = io.BytesIO()
-    images, labels = (array.astype(np.uint8) for array in FEW)
-    np.savez_compressed(
-        buffer, x_train=images, y_train=labels, x_test=images[:2], y_test=labels[:2]
-    )
-    return buffer.getvalue()
-
-
-@given(changes=edits(NUMBERS))
-def test_damaged_npz_files(work, changes):
-    """What loads has the numbers that NumPy reads."""
-    path = work / "mnist.npz"
-    path.write_bytes(damaged(npz_bytes(), changes))
-    with one_line():
-        for split in FILES:
-            images, labels = load_digits(path, split)
-            with zipfile.ZipFile(path) as archive:  # np.load wants the archive at the very start
-                members = (io.BytesIO(archive.read(f"{name}_{split}.npy")) for name in "xy")
-                arrays = [np.load(member, allow_pickle=False) for member in members]
-            assert np.array_equal(images, arrays[0])
-            assert np.array_equal(labels, arrays[1])
 
 
 def generate(checkpoint, content, out):

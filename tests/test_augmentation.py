@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lib import augment
-from lib.augment import distort
+from lib import augmentation
+from lib.augmentation import augment
 
 
 def generator(seed=0):
@@ -29,11 +29,11 @@ def centroids(images):
 
 
 def test_no_distortion_leaves_an_image_as_it_is(blob):
-    torch.testing.assert_close(distort(blob, 0.0, generator()), blob, rtol=0, atol=1e-4)
+    torch.testing.assert_close(augment(blob, 0.0, generator()), blob, rtol=0, atol=1e-4)
 
 
 def test_copies_differ_and_follow_the_seed(blob):
-    first, again, other = (distort(blob, 0.06, generator(seed)) for seed in (0, 0, 1))
+    first, again, other = (augment(blob, 0.06, generator(seed)) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert first.shape == blob.shape
@@ -43,7 +43,7 @@ def test_copies_differ_and_follow_the_seed(blob):
 
 def test_how_far_the_ink_moves(blob):
     """By the spread of a bent place: strength x 14 pixels, less between the nodes of the field."""
-    moved = centroids(distort(blob, 0.06, generator())) - centroids(blob)
+    moved = centroids(augment(blob, 0.06, generator())) - centroids(blob)
     assert moved.mean(0).abs().max() < 0.2
     assert 0.4 * 0.06 * 14 < moved.std(0).mean() < 1.3 * 0.06 * 14
 
@@ -56,8 +56,8 @@ def test_a_known_matrix_turns_an_image(monkeypatch, blob):
             return (-2 * torch.eye(2)).expand(shape)
         return torch.zeros(shape)
 
-    monkeypatch.setattr(augment.torch, "randn", fixed)
-    turned = distort(blob, 1.0, None)
+    monkeypatch.setattr(augmentation.torch, "randn", fixed)
+    turned = augment(blob, 1.0, None)
     torch.testing.assert_close(turned, blob.flip(1, 2), rtol=0, atol=1e-4)
 
 
@@ -67,8 +67,8 @@ def test_what_comes_from_outside_is_blank(monkeypatch):
     def fixed(*shape, **_):
         return torch.zeros(shape) if shape[1:] == (2, 2) else torch.ones(shape)
 
-    monkeypatch.setattr(augment.torch, "randn", fixed)
-    shifted = distort(torch.ones(1, 28, 28), 1.0, None)[0]
+    monkeypatch.setattr(augmentation.torch, "randn", fixed)
+    shifted = augment(torch.ones(1, 28, 28), 1.0, None)[0]
     known = torch.zeros(28, 28)
     known[:14, :14] = 1
     torch.testing.assert_close(shifted, known, rtol=0, atol=1e-4)
@@ -76,11 +76,11 @@ def test_what_comes_from_outside_is_blank(monkeypatch):
 
 def test_bicubic_weights():
     """Against F.interpolate."""
-    nodes = torch.randn(3, 2, augment.NODES, augment.NODES, generator=generator())
+    nodes = torch.randn(3, 2, augmentation.NODES, augmentation.NODES, generator=generator())
     known = torch.nn.functional.interpolate(nodes, (28, 20), mode="bicubic", align_corners=True)
-    ours = augment.bicubic_weights(28) @ nodes @ augment.bicubic_weights(20).T
+    ours = augmentation.bicubic_weights(28) @ nodes @ augmentation.bicubic_weights(20).T
     torch.testing.assert_close(ours, known)
 
 
 def test_no_images():
-    assert distort(torch.empty(0, 28, 28), 0.06, generator()).shape == (0, 28, 28)
+    assert augment(torch.empty(0, 28, 28), 0.06, generator()).shape == (0, 28, 28)

@@ -1,4 +1,4 @@
-"""Distorted copies of images, so that a network sees more images than there are."""
+"""Augmentation: distorted copies of images, so that a network sees more images than there are."""
 
 from functools import cache
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 NODES = 5  # per side of the coarse field of shifts that bends an image
 
 
-def distort(images, strength, generator):
+def augment(images, strength, generator):
     """Images [N, H, W] in [0, 1], each turned, sheared, scaled, shifted and bent at random.
 
     Each place of an image shows what a place near it showed before. A random 2 x 2 matrix says
@@ -32,8 +32,8 @@ def distort(images, strength, generator):
     columns = bicubic_weights(width).to(images.device)
     shifts = rows @ noise(2, NODES, NODES) @ columns.T  # [N, 2, H, W]
     places = places + shifts.permute(0, 2, 3, 1)
-    distorted = F.grid_sample(images[:, None], places, align_corners=False)
-    return distorted[:, 0].clamp(0, 1)
+    augmented = F.grid_sample(images[:, None], places, align_corners=False)
+    return augmented[:, 0].clamp(0, 1)
 
 
 @cache  # asked for twice in every training step
