@@ -295,7 +295,7 @@ def read_npz(path, names):
 def first_line(path):
     """The first line of a file, a character per byte."""
     with reading(path), open(path, encoding="latin-1") as file:
-        return file.readline(MAX_LINE).removeprefix(UTF8_MARK)
+        return file.readline(MAX_LINE)
 
 
 def first_line_fault(path, columns):

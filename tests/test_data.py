@@ -476,7 +476,8 @@ FOUND = {  # the contents of a table, the line or column if they are known, and 
     "1_0": (with_cell("1_0"), "column 3: 0 to 255 needed; found '1_0'"),
     "9999 digits": (with_cell("9" * 9999), "found '99999999999999999999'"),
     "an Arabic three": (with_cell("\u0663"), "column 3: 0 to 255 needed; found '\xd9\xa3'"),
-    "a comment": (with_cell("5#"), "column 3: 0 to 255 needed; found '5#'"),
+    "superscript": (with_cell("\xb3").encode("latin-1"), "column 3: 0 to 255 needed; found '\xb3'"),
+    "a comment": (f"{ROW}#1\n", ", line 1, column 785: 0 to 255 needed; found '0#1'"),
     "a line cut short": (f"{ROW}\n\n5,0,0", ", line 3: 785 values needed; found 3"),
     "a longer line": (f"{ROW}\n{ROW},0\n", ", line 2: 785 values needed; found 786"),
     "a shorter header": (f"{NUMBERS}\n{ROW[:-2]}\n", ", line 2: 785 values needed; found 784"),
@@ -723,6 +724,7 @@ def sized(magic, *sizes):
 
 SPOILT = {  # the new contents of files, from those of images and labels; the complaint
     "nothing": (lambda x, y: {IMAGES: b""}, "is no idx file; found it begins with b''"),
+    "three bytes": (lambda x, y: {IMAGES: x[:3]}, "is no idx file; found it begins with"),
     "Git LFS": (lambda x, y: {IMAGES: b"version https://git-lfs..."}, "found a Git LFS pointer"),
     "header cut": (lambda x, y: {IMAGES: x[:15]}, "too short for an idx file"),
     "truncated": (lambda x, y: {IMAGES: x[:-1]}, "23519 bytes of numbers"),
