@@ -67,7 +67,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from data import MNIST, Digits, find_source, load_both_splits
-from lib import EVAL_BATCH, cli, explorer, latent_grid, metrics, plots
+from lib import EVAL_BATCH, cli, explorer, latent_grid, plots
 from lib.augmentation import augment
 from lib.cli import Parser, Replaced, between, nonempty_path
 from lib.devices import choose_device
@@ -75,6 +75,7 @@ from lib.errors import InputError
 from lib.figures import FIGURES, draw_scatter, picture_data, take_snapshot
 from lib.files import check_outputs, one_run, remove_if_ours, remove_if_there, write_files
 from lib.history import History, is_snapshot_time, restore, resume_bytes
+from lib.knn import knn_predict
 from lib.optimizers import WeightGroup, learning_rate, make_optimizers, set_learning_rate
 from lib.som import som_positions
 from lib.torch_settings import flush_denormal, matmul_precision, one_thread
@@ -584,7 +585,7 @@ def final_metrics(model, digits):
     # Neighbours are searched among all training images, also among held-out ones.
     train_codes = torch.cat([model.codes(part) for part in digits.x_train.split(CODES_AT_ONCE)])
     last_codes = model.codes(digits.last_x_test)
-    predicted = metrics.knn_predict(train_codes, digits.train_labels, last_codes, NEIGHBOURS)
+    predicted = knn_predict(train_codes, digits.train_labels, last_codes, NEIGHBOURS)
     results["knn_accuracy"] = float((predicted == digits.last_test_labels).mean())
     results["knn_codes"] = len(predicted)
     return results, last_log_likelihood

@@ -26,7 +26,7 @@ from islands import island_metrics
 
 import auto_encoder
 from auto_encoder import GRID_SETTINGS, NEIGHBOURS, PAIRS, PLAIN_SETTINGS, TrainingSettings
-from lib import metrics
+from lib.knn import knn_predict
 from lib.latent_grid import log_marginal_likelihood, square_grid
 from lib.torch_settings import flush_denormal, matmul_precision
 from models import PIXELS, VAE, Decoder, GridVAE, mlp
@@ -139,7 +139,7 @@ def evaluate(model, x, labels, held_out, held_out_labels):
     grid = square_grid(model.decoder, GRID_SIDE)
     log_likelihood = log_marginal_likelihood(model.decoder, held_out, QUADRATURE_SIDE)
     train_codes = torch.cat([model.codes(part) for part in x.split(10_000)])
-    predicted = metrics.knn_predict(train_codes, labels.numpy(), model.codes(held_out), NEIGHBOURS)
+    predicted = knn_predict(train_codes, labels.numpy(), model.codes(held_out), NEIGHBOURS)
     encoder = auto_encoder.elbo_terms(model, held_out, pairs=PAIRS)
     laplace = auto_encoder.elbo_terms(model, held_out, grid, pairs=PAIRS)
     return {

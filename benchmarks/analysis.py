@@ -13,7 +13,8 @@ from common import PROJECT, digits, write_files, write_json
 from gap import l_tot
 
 from auto_encoder import NEIGHBOURS
-from lib import latent_grid, metrics, plots
+from lib import latent_grid, plots
+from lib.knn import knn_predict, nearest_neighbours
 from lib.som import slant
 from models import SHIPPED, load_checkpoint
 
@@ -82,11 +83,11 @@ def main():
     mean, logvar = vae.encode(x_test)
     train_codes = vae.codes(x)
 
-    predicted = metrics.knn_predict(train_codes, train_digits.numpy(), mean, NEIGHBOURS)
+    predicted = knn_predict(train_codes, train_digits.numpy(), mean, NEIGHBOURS)
     confusions = count_confusions(test_labels, predicted)
     pairs = most_confused(confusions)
     test_slants = slants(x_test)
-    neighbours = metrics.nearest_neighbours(train_codes, mean, NEIGHBOURS)
+    neighbours = nearest_neighbours(train_codes, mean, NEIGHBOURS)
     guessed_slants = slants(x)[neighbours].mean(1)
     unexplained = (guessed_slants - test_slants).square().mean() / test_slants.var()
 

@@ -19,7 +19,7 @@ from pythae.trainers import BaseTrainerConfig
 
 from auto_encoder import NEIGHBOURS
 from data import LAST_TEST_IMAGES
-from lib.metrics import knn_predict
+from lib.knn import knn_predict
 
 EPOCHS = 10
 LEARNING_RATES = (1e-4, 1e-3, 3e-3, 1e-2)

@@ -100,7 +100,7 @@ def one_run(folder):
 def replace_images(folder, images, others):
     """Make `folder` hold these images, as bytes, as 00.png, 01.png, ..., in place of older ones.
 
-    `others`, {path: bytes}, are written with them: all of these files, or none.
+    `others`, {path: bytes}, are written with them, as `write_files` does it.
     """
     older = numbered_images(folder)
     for left_by_a_killed_run in folder.glob(".[0-9][0-9]*.png.tmp"):

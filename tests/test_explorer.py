@@ -533,7 +533,10 @@ def test_worst_images_first(open_page, page_file, small, digits):
     for index, (x, gaussian) in enumerate(zip(digits.last_x_test, gaussians, strict=True)):
         likelihood, divergence = exact_terms(small, x, *gaussian)
         known_gaps[index] += divergence - likelihood
-    assert (known_gaps[worst_first].diff() < 0.1).all()  # neighbours may be nearly equal
+    # Neighbours may be exchanged, as the page's order comes from 16 samples for each image.
+    known_rank = known_gaps.argsort(descending=True).argsort()
+    both = torch.stack([known_rank[worst_first].double(), torch.arange(100).double()])
+    assert torch.corrcoef(both)[0, 1] > 0.98
     gaps = []
     for rank in (0, 10, 25, 50, 75, 99):
         page.evaluate(f"showTestImage({rank})")
