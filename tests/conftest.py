@@ -1,17 +1,15 @@
 """Small real data, and ways to run the two scripts."""
 
 import contextlib
-import dataclasses
 import gzip
 import hashlib
 import io
-import multiprocessing
 import os
 import resource
+import signal
 import struct
 import subprocess
 import sys
-from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,12 +17,11 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from quick import make_quick, small_model
 
 import auto_encoder
-import data  # noqa: F401  `refusal` evaluates readers by their names
 import models
 from lib import cli, plots
-from lib.errors import InputError
 
 PROJECT = Path(__file__).resolve().parent.parent
 MNIST = PROJECT / "mnist"
@@ -32,6 +29,9 @@ FILES = {  # split: (images, labels), the names that LeCun gave them
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as nohup starts what it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what the tests start, too
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -41,6 +41,9 @@ common = settings(database=None, deadline=10_000, suppress_health_check=slow_sta
 settings.register_profile("short", common, max_examples=30)
 settings.register_profile("long", common, max_examples=1000)
 settings.load_profile("short")
+
+
+# --- Digits -----------------------------------------------------------------------------------
 
 
 def idx_bytes(array):
@@ -90,12 +93,6 @@ def part_of_mnist(folder, mnist, train, test):
 
 
 @pytest.fixture(scope="session")
-def shipped():
-    """The shipped model, trained on MNIST."""
-    return models.load_checkpoint(models.SHIPPED)
-
-
-@pytest.fixture(scope="session")
 def small_mnist(tmp_path_factory, mnist):
     """1500 training and 1100 test images."""
     return part_of_mnist(tmp_path_factory.mktemp("small mnist"), mnist, 1500, -1100)
@@ -107,13 +104,29 @@ def tiny_mnist(tmp_path_factory, mnist):
     return part_of_mnist(tmp_path_factory.mktemp("tiny mnist"), mnist, 300, -100)
 
 
+# --- Models -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def shipped():
+    """The shipped model, trained on MNIST."""
+    return models.load_checkpoint(models.SHIPPED)
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory, small_mnist):
-    """A run of two epochs with all figures: what it printed, and what the scatter was given."""
-    folder, drawn, draw = tmp_path_factory.mktemp("trained"), [], plots.draw_scatter
+    """A run of two epochs: what it printed, and what the scatter was given."""
+    folder = tmp_path_factory.mktemp("trained")
+    drawn = []
+    draw_scatter = plots.draw_scatter
+
+    def record(*arguments):
+        drawn.append(arguments)
+        return draw_scatter(*arguments)
+
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(plots, "draw_scatter", lambda *args: drawn.append(args) or draw(*args))
-        result = call(auto_encoder, *flags(folder, small_mnist, figures=folder / "figures"))
+        patched.setattr(plots, "draw_scatter", record)
+        result = call(auto_encoder, *flags(folder, small_mnist))
     assert (result.status, result.stderr) == (0, "")  # no bar without a terminal
     return SimpleNamespace(folder=folder, lines=result.stdout.splitlines(), scatter=drawn[0])
 
@@ -124,69 +137,55 @@ def trained(finished_run):
     return finished_run.folder
 
 
-@pytest.fixture(scope="session")
-def interrupted(tmp_path_factory, tiny_mnist):
-    """The folder of a run that was interrupted after its last epoch, and its digits."""
-    folder = tmp_path_factory.mktemp("interrupted")
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(auto_encoder, "evaluate", interrupt)
-        assert call(auto_encoder, *flags(folder, tiny_mnist)).status == 130
-    return folder
+# --- Scripts ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def trained_a_little():
-    """A small model and its optimizers after an epoch: the arguments of `resume_bytes`."""
-    torch.manual_seed(0)
-    model = models.GridVAE((8, 8), (8, 8))
-    settings = dataclasses.replace(auto_encoder.GRID_SETTINGS, batch_size=10)
-    optimizers = auto_encoder.make_optimizers(model, settings)
-    x = torch.rand(20, 784)
-    auto_encoder.train_epoch(model, optimizers, x, 0, settings)
-    log = [{**auto_encoder.measure(model, x, x[:0], x, 0, settings), "seconds": 0.5}]
-    best = {name: weight.clone() for name, weight in model.state_dict().items()}
-    snapshots = {0: {"codes": torch.rand(3, 2)}, 1: {"codes": torch.rand(3, 2)}}
-    history = auto_encoder.History(log, snapshots, best)
-    return {"seed": 0, "epochs": 2}, model, optimizers, history
+def flags(folder, digits, **changed):
+    """A command line for a quick training run that writes into `folder`."""
+    values = {"data": digits, "epochs": 2, "out": folder, **changed}
+    arguments = []
+    for name, value in values.items():
+        arguments += [f"--{name.replace('_', '-')}", value]
+    return arguments
 
 
 def call(script, *arguments):
     """Run a script's main in this process as its command line would; give status and output.
 
-    With a coarse quadrature, as the same training on a few images is evaluated many times.
+    Its networks are narrow. What it changed in this process it must have put back.
     """
-    coarse = partialmethod(models.GridVAE.log_likelihood, side=81)
-    few_samples = partialmethod(models.VAE.log_likelihood, samples=20)
+    handler = signal.getsignal(signal.SIGINT)
     status, stdout, stderr = 0, io.StringIO(), io.StringIO()
     output = contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr)
     with pytest.MonkeyPatch.context() as patched, output[0], output[1]:
-        patched.setattr(models.VAE, "log_likelihood", few_samples)
-        patched.setattr(models.GridVAE, "log_likelihood", coarse)
+        make_quick(patched.setattr)
+        patched.setattr(auto_encoder, "make_model", small_model)
         patched.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
         try:
             cli.run(script.main)
         except SystemExit as stop:
             status = stop.code or 0
-    assert torch.get_float32_matmul_precision() == "highest"  # also if an epoch ended early
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert signal.getsignal(signal.SIGINT) is handler
     return SimpleNamespace(status=status, stdout=stdout.getvalue(), stderr=stderr.getvalue())
 
 
+def program(script):
+    """How a script is started; auto_encoder.py with the narrow networks of `call`."""
+    start_quickly = [PROJECT / "tests/quick.py"] if script == "auto_encoder.py" else []
+    return [sys.executable, *start_quickly, PROJECT / script]
+
+
 def start(script, *arguments, **options):
-    """The process of a script, as a user starts it, its output in pipes."""
+    """The process of a script, its output in pipes."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(
-        [sys.executable, PROJECT / script, *map(str, arguments)], **pipes, **options
-    )
+    return subprocess.Popen([*program(script), *map(str, arguments)], **pipes, **options)
 
 
 def command(script, *arguments, **options):
     """Run a script to its end."""
     process = start(script, *arguments, **options)
-    stdout, stderr = process.communicate(timeout=100)
+    stdout, stderr = process.communicate(timeout=200)
     return SimpleNamespace(status=process.returncode, stdout=stdout, stderr=stderr)
 
 
@@ -198,32 +197,7 @@ def assert_one_line(result, *parts):
         assert str(part) in result.stderr
 
 
-def refusal(reader, path):
-    """The message with which a reader refuses a file, and the MB that it took."""
-    torch.set_num_threads(1)  # those of the parent are not here
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    try:
-        return eval(reader)(path) and None, 0
-    except InputError as error:
-        return str(error), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000
-
-
-@pytest.fixture(scope="session")
-def complaint():
-    """A function: the one line with which a reader refuses a file, soon and with little memory.
-
-    It reads in another process, a new one each time, so that memory is its own, and a hang ends.
-    """
-
-    def read(reader, path, megabytes):
-        with multiprocessing.get_context("fork").Pool(1) as pool:
-            message, taken = pool.apply_async(refusal, (reader, path)).get(timeout=10)
-        assert message, "nothing refused"
-        assert taken < megabytes
-        assert "\n" not in message[:400] == message
-        return message
-
-    return read
+# --- Files ------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -245,15 +219,8 @@ def contents(folder):
 
 def digests(folder):
     """Of all that the same command leaves the same; the .json has times in it."""
-    files = contents(folder).items()
-    same = (pair for pair in files if pair[0].endswith((".png", ".html", "vae.safetensors")))
-    return {name: hashlib.sha256(content).hexdigest() for name, content in same}
-
-
-def flags(folder, digits, **changed):
-    """A command line for a quick training run that writes into `folder`."""
-    files = {"checkpoint": folder / "vae.safetensors", "scatter": folder / "encoder.png"}
-    values = {"data": digits, "epochs": 2, **files, **changed}
-    pairs = [(f"--{name.replace('_', '-')}", value) for name, value in values.items()]
-    drawing = [] if "figures" in changed else ["--no-figures"]
-    return [*(part for pair in pairs for part in pair), *drawing]
+    found = {}
+    for name, content in contents(folder).items():
+        if name.endswith((".png", ".html", ".safetensors")):
+            found[name] = hashlib.sha256(content).hexdigest()
+    return found

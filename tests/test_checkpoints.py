@@ -1,31 +1,31 @@
 """Checkpoints and the files of --resume: what is saved comes back, and nothing else is taken."""
 
+import functools
 import io
 import pickle
 import struct
-import warnings
-import zipfile
 
 import pytest
 import safetensors.torch
 import torch
-from conftest import assert_one_line, call
+from conftest import assert_one_line, call, flags
+from hypothesis import given
+from hypothesis import strategies as st
 
 import auto_encoder
 import decoder_generate
-import models
 from lib import checkpoints
 from lib.errors import InputError
-from models import VAE, AutoEncoder, GridVAE, checkpoint_bytes, load_checkpoint
+from lib.history import History, restore, resume_bytes
+from models import CHECKPOINT_FORMAT, VAE, AutoEncoder, GridVAE, checkpoint_bytes, load_checkpoint
 
 SMALL = (8, 8), (8, 8)  # widths of an encoder and a decoder
-
-
 MODELS = {"grid": GridVAE(*SMALL), "vae": VAE(6, *SMALL), "ae": AutoEncoder(3, *SMALL)}
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_round_trip(tmp_path, kind):
+    """The loaded model has the same kind, settings, weights and metadata; so say its bytes."""
     path, x = tmp_path / "a.safetensors", torch.rand(4, 784)
     made = MODELS[kind].eval()
     path.write_bytes(checkpoint_bytes(made, epochs=3, nested={"list": [1.5, "text"]}))
@@ -38,6 +38,39 @@ def test_round_trip(tmp_path, kind):
     assert checkpoint_bytes(loaded, **loaded.metadata) == path.read_bytes()
 
 
+def test_a_checkpoint_says_what_its_architecture_depends_on(tmp_path):
+    """Sizes that are not the usual ones come back."""
+    model = GridVAE(*SMALL, regions_per_side=9, readout_width=16, grid_side=45)
+    (tmp_path / "a").write_bytes(checkpoint_bytes(model))
+    loaded = load_checkpoint(tmp_path / "a")
+    assert loaded.encoder.region_logits.out_features == 81
+    assert loaded.encoder.readout.out_features == 16
+    assert len(loaded.make_grid().codes) == 45**2
+
+
+OTHER = [
+    {"regions_per_side": 9},
+    {"readout_width": 32},
+    {"encoder_widths": [16, 16]},
+    {"body": "convolutions"},
+]
+
+
+@pytest.mark.parametrize("config", OTHER)
+def test_another_architecture_is_called_that(tmp_path, config):
+    """As of a model that was saved before a network was changed."""
+    model = GridVAE(*SMALL)
+    contents = {"model": "GridVAE", "config": {**model.config, **config}, "metadata": {}}
+    made = checkpoints.file_bytes(CHECKPOINT_FORMAT, model.state_dict(), contents)
+    (tmp_path / "a").write_bytes(made)
+    line = r"another architecture .*auto_encoder\.py makes a new one"
+    with pytest.raises(InputError, match=line):
+        load_checkpoint(tmp_path / "a")
+
+
+# --- What is no checkpoint --------------------------------------------------------------------
+
+
 class Call(tuple):
     """Pickled as a call, which loading it makes, if it may."""
 
@@ -45,189 +78,104 @@ class Call(tuple):
         return self[0], self[1:]
 
 
-def saved(contents, new=True):
+def saved(contents):
+    """As torch.save makes it."""
     buffer = io.BytesIO()
-    torch.save(contents, buffer, _use_new_zipfile_serialization=new)
+    torch.save(contents, buffer)
     return buffer.getvalue()
 
 
-def zipped(pickled):
-    """As torch.save makes it, but with this pickle."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, content in ("data.pkl", pickled), ("byteorder", "little"), ("version", "3\n"):
-            archive.writestr(f"archive/{name}", content)
-    return buffer.getvalue()
-
-
-TUPLE_OF_TUPLES = b")" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(60))  # hashed 2**60 times
-BAD = {
+NO_CHECKPOINT = {  # each from the path that would exist if its code ran
     "empty": lambda _: b"",
+    "text": lambda _: b"<!DOCTYPE html>\n<title>404 Not Found</title>\n" * 20,
     "a long header": lambda _: struct.pack("<Q", 2**61) + b"{}",
-    "deep JSON": lambda _: struct.pack("<Q", 10**6) + b"[" * 10**6,
-    "an old checkpoint": lambda _: saved({"format": "mnist-auto-encoder-2", "weights": {}}),
-    "a call": lambda ran: saved({"format": Call((open, str(ran), "w"))}),
-    "a call, pickled": lambda ran: pickle.dumps(Call((open, str(ran), "w"))),
-    "a stream before a zip": lambda _: saved([Call((bytearray, 10**9))], new=False) + saved({}),
-    "nested tuples": lambda _: zipped(b"\x80\x02}" + TUPLE_OF_TUPLES + b"K\x01s."),
-    "empty sets": lambda _: zipped(b"\x80\x02](" + b"\x8f" * 16 * 10**6 + b"e."),
+    "somebody else's safetensors": lambda _: safetensors.torch.save({"weight": torch.zeros(2)}),
+    "an older format": lambda _: checkpoints.file_bytes("mnist-auto-encoder-5", {}, {}),
+    "torch.save": lambda _: saved({"weight": torch.zeros(2)}),
+    "code in torch.save": lambda ran: saved({"settings": Call((open, str(ran), "w"))}),
+    "code in a pickle": lambda ran: pickle.dumps(Call((open, str(ran), "w")), protocol=2),
 }
 
 
-@pytest.mark.parametrize("kind", BAD)
-def test_what_is_no_checkpoint(tmp_path, complaint, kind):
-    """One line, at once, and whatever is pickled does not run."""
-    path, ran = tmp_path / "a.safetensors", tmp_path / "ran"
-    path.write_bytes(BAD[kind](ran))
-    old = path.read_bytes()[:2] in (b"PK", b"\x80\x02")
-    for reader in (
-        "models.load_checkpoint",
-        "lambda path: auto_encoder.restore(path, {}, None, (), {})",
-    ):
-        message = complaint(reader, path, megabytes=60)
-        assert message.startswith(f"{path}: ")
-        assert ("torch.save" in message) == old
+@pytest.mark.parametrize("kind", NO_CHECKPOINT)
+def test_what_is_no_checkpoint(tmp_path, tiny_mnist, kind):
+    """One line from the scripts, whether as a checkpoint or with --resume; no code of it runs."""
+    ran = tmp_path / "ran"
+    path = tmp_path / "checkpoints/vae.resume.pt"
+    path.parent.mkdir()
+    path.write_bytes(NO_CHECKPOINT[kind](ran))
     result = call(decoder_generate, "--checkpoint", path, "--out", tmp_path / "images")
-    assert_one_line(result, path)
-    assert sorted(tmp_path.iterdir()) == [path]
+    assert_one_line(result, path, "auto_encoder.py makes a new one")
+    result = call(auto_encoder, *flags(tmp_path, tiny_mnist), "--resume")
+    assert_one_line(result, path, "leave out --resume")
+    assert not ran.exists()
+    assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_flipped_bit_in_any_byte_is_noticed(tmp_path):
-    tensors = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.tensor([0.5, -1])}
-    contents = {"config": {"sizes": [2, 3]}, "log": ["e", None, 0.25]}
-    whole = checkpoints.file_bytes("form", tensors, contents)
-    for place in range(len(whole)):
-        flipped = bytearray(whole)
-        flipped[place] ^= 1 << place % 8
-        (tmp_path / "a").write_bytes(flipped)
-        with pytest.raises(InputError, match=r"damaged|not of the|torch\.save"):
-            checkpoints.read_file(tmp_path / "a", "form", "a remedy")
+def test_a_folder_and_a_missing_file(tmp_path):
+    """One line that names it."""
+    for path in (tmp_path, tmp_path / "missing", tmp_path / ("x" * 300)):
+        result = call(decoder_generate, "--checkpoint", path, "--out", tmp_path / "images")
+        assert_one_line(result, path)
 
 
-def with_config(model, changes):
-    """The checkpoint of a model, with a right checksum but other settings."""
-    config = {**model.config, **changes}
-    contents = {"model": type(model).__name__, "config": config, "metadata": {}}
-    return checkpoints.file_bytes(models.CHECKPOINT_FORMAT, model.state_dict(), contents)
+# --- Damage -----------------------------------------------------------------------------------
 
 
-SIZES = [[10**12], [10**9, 10**9], [8] * 1000, [2**63], [], [-8], [1.5], "8"]
+@functools.cache
+def trained_a_little():
+    """The files of a small model after a step: a checkpoint and what --resume needs."""
+    model = AutoEncoder(2, *SMALL)
+    optimizers = auto_encoder.optimizers_for(model, auto_encoder.PLAIN_SETTINGS)
+    auto_encoder.elbo_step(model, optimizers, torch.rand(5, 784), None)
+    history = History(snapshots={0: {"last_codes": torch.rand(3, 2)}})
+    history.add_epoch({"train": {"L_tot": 200.0}, "seconds": 0.5}, model)
+    resume = resume_bytes({"seed": 0}, model, optimizers, history)
+    return model, optimizers, {"checkpoint": checkpoint_bytes(model), "resume": resume}
 
 
-@pytest.mark.parametrize("sizes", SIZES)
-def test_sizes_that_are_not_those_of_the_weights(tmp_path, complaint, sizes):
-    """They are refused before memory is taken for them; as the checksum is right, not as damage."""
-    model, path = GridVAE(*SMALL), tmp_path / "a"
-    for widths in ("encoder_widths", "decoder_widths"):
-        path.write_bytes(with_config(model, {widths: sizes}))
-        assert "architecture" in complaint("models.load_checkpoint", path, megabytes=40)
+def complaint_of(kind, path, model, optimizers):
+    """The line with which a file is refused; None if it loads."""
+    try:
+        if kind == "checkpoint":
+            load_checkpoint(path)
+        else:
+            restore(path, {"seed": 0}, model, optimizers)
+    except InputError as error:
+        return str(error)
+    return None
 
 
-OTHER = [
-    {"regions_per_side": 9},
-    {"readout_width": 32},
-    {"grid_side": 80},
-    {"body": "convolutions"},
-]
+def test_what_resume_needs_comes_back(tmp_path):
+    """Weights, optimizers and history, in a model and optimizers that are new."""
+    model, _, files = trained_a_little()
+    (tmp_path / "a.pt").write_bytes(files["resume"])
+    other = AutoEncoder(2, *SMALL)
+    other_optimizers = auto_encoder.optimizers_for(other, auto_encoder.PLAIN_SETTINGS)
+    history = restore(tmp_path / "a.pt", {"seed": 0}, other, other_optimizers)
+    assert history.log == [{"train": {"L_tot": 200.0}, "seconds": 0.5}]
+    assert list(history.snapshots) == [0]
+    for name, weight in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], weight)
+        assert torch.equal(history.best_weights[name], weight)
+    assert resume_bytes({"seed": 0}, other, other_optimizers, history) == files["resume"]
 
 
-@pytest.mark.parametrize("config", OTHER)
-def test_another_architecture_is_called_that(tmp_path, config):
-    path = tmp_path / "a"
-    path.write_bytes(with_config(GridVAE(*SMALL), config))
-    with pytest.raises(
-        InputError, match=r"another architecture .*auto_encoder\.py makes a new one"
-    ):
-        load_checkpoint(path)
-
-
-@pytest.mark.parametrize(
-    "config", [{"latent_dim": 0}, {"encoder_widths": [0]}, {"decoder_widths": [8, 0]}]
-)
-def test_sizes_that_no_model_has(tmp_path, config):
-    """With weights to match, and a right checksum."""
-    model, path = AutoEncoder(3, *SMALL), tmp_path / "a"
-    empty = AutoEncoder.__new__(AutoEncoder)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(models, "check_sizes", lambda *_: None)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            AutoEncoder.__init__(empty, **{**model.config, **config})
-    path.write_bytes(checkpoint_bytes(empty))
-    with pytest.raises(InputError, match="another architecture"):
-        load_checkpoint(path)
-    assert_one_line(call(decoder_generate, "--checkpoint", path, "--out", tmp_path / "b"), path)
-
-
-def test_a_checkpoint_says_what_its_architecture_depends_on(tmp_path):
-    model = GridVAE(*SMALL, regions_per_side=9, readout_width=16, grid_side=45)
-    (tmp_path / "a").write_bytes(checkpoint_bytes(model))
-    loaded = load_checkpoint(tmp_path / "a")
-    assert loaded.encoder.region_logits.out_features == 81
-    assert loaded.encoder.readout.out_features == 16
-    assert len(loaded.make_grid().codes) == 45**2
-    with pytest.raises(ValueError, match="multiple"):
-        GridVAE(regions_per_side=10)
-
-
-LOGS = [{}, 5, [], [1], [{}], "ab", [{"train": 1, "test": 2, "seconds": 3}], [None] * 100]
-
-
-def test_forged_resume_files(tmp_path, trained_a_little):
-    """With right checksums, and something else in the place of each part."""
-    flags, model, optimizers, history = trained_a_little
-    whole = auto_encoder.resume_bytes(*trained_a_little)
-    path = tmp_path / "a"
-    path.write_bytes(whole)
-    untrained = history.snapshots[0]
-    assert auto_encoder.restore(path, flags, model, optimizers, untrained).log == history.log
-    tensors, contents = checkpoints.read_file(path, auto_encoder.RESUME_FORMAT, "")
-    contents.pop("format")
-    forged = [(tensors, {**contents, "log": log}) for log in LOGS]
-    for name in tensors:
-        without = {other: tensor for other, tensor in tensors.items() if other != name}
-        forged.append((without, contents))
-        forged.append(({**tensors, name: torch.ones(3, 1, 2)}, contents))
-    entry = contents["log"][0]
-    for changed in (
-        {"seconds": "5"},
-        {"train": {**entry["train"], "L_tot": "344"}},
-        {"train": {"L_tot": 1.0}},
-        {"more": {}},
-    ):
-        forged.append((tensors, {**contents, "log": [{**entry, **changed}]}))
-    huge = torch.full_like(tensors["snapshot/1/codes"], 3e38)
-    forged.append(({**tensors, "snapshot/1/codes": huge}, contents))
-    for name in ("snapshot/-1/codes", "snapshot/1000000000/codes", "snapshot/x/codes", "best/more"):
-        forged.append(({**tensors, name: torch.ones(3, 2)}, contents))
-    assert len(forged) > 100
-    for other_tensors, other_contents in forged:
-        path.write_bytes(
-            checkpoints.file_bytes(auto_encoder.RESUME_FORMAT, other_tensors, other_contents)
-        )
-        with pytest.raises(InputError, match="leave out --resume"):
-            auto_encoder.restore(path, flags, model, optimizers, untrained)
-
-
-@pytest.mark.parametrize("start", [b"PK", b"\x80\x02"])
-def test_a_header_of_any_length(tmp_path, start):
-    """Its length is what the file begins with; of some lengths it looks like a zip file's start."""
-    tensors = {"weight": torch.zeros(2)}
-    needed = int.from_bytes(start, "little")
-    for padding in range(needed):
-        whole = checkpoints.file_bytes("form", tensors, {"log": "x" * padding})
-        if whole.startswith(start):
-            break
-        # A byte more of text is a byte more of header, up to the next multiple of eight.
-    assert whole.startswith(start)
-    (tmp_path / "a").write_bytes(whole)
-    assert torch.equal(
-        checkpoints.read_file(tmp_path / "a", "form", "")[0]["weight"], torch.zeros(2)
-    )
-
-
-def test_a_file_that_is_too_large(tmp_path, monkeypatch):
-    (tmp_path / "a").write_bytes(checkpoint_bytes(GridVAE(*SMALL)))
-    monkeypatch.setattr(checkpoints, "MAX_FILE_BYTES", 100)
-    with pytest.raises(InputError, match="too large"):
-        load_checkpoint(tmp_path / "a")
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("kind", ["checkpoint", "resume"])
+@given(place=st.integers(0, 300) | st.integers(0, 10**6), bit=st.none() | st.integers(0, 7))
+def test_damaged_files(tmp_path_factory, kind, place, bit):
+    """A flipped bit, or an end that is missing: one line, or it loads, as a weight may be any."""
+    model, optimizers, files = trained_a_little()
+    damaged = bytearray(files[kind])
+    place %= len(damaged)
+    if bit is None:
+        del damaged[place:]
+    else:
+        damaged[place] ^= 1 << bit
+    path = tmp_path_factory.getbasetemp() / "damaged.pt"
+    path.write_bytes(damaged)
+    complaint = complaint_of(kind, path, model, optimizers)
+    if complaint is not None:
+        assert str(path) in complaint
+        assert "\n" not in complaint

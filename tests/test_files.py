@@ -1,5 +1,7 @@
-"""Files whole or not at all: kills, full disks, permissions, runs at once."""
+"""Files whole or not at all: kills, full disks, permissions, files in use, runs at once."""
 
+import contextlib
+import errno
 import itertools
 import os
 import signal
@@ -13,7 +15,9 @@ from conftest import contents, no_file_larger_than
 
 from lib import files
 from lib.errors import InputError
-from lib.files import replace_images, reserved, write_files
+from lib.files import MARK, check_outputs, one_run, replace_images, write_files
+
+# --- Kills ------------------------------------------------------------------------------------
 
 FILE_EVENTS = ("open", "os.", "shutil.", "fcntl.")  # Python's audit events of such names
 
@@ -40,142 +44,99 @@ def killed_at_each_file_operation(action):
         yield
 
 
-def reserve_and_write(files):
-    with reserved(files, needed_bytes=1):
-        write_files(files)
-
-
 def test_killed_while_writing_files(tmp_path):
-    """Each file is the old one or the new; the next run removes what the killed one left."""
+    """Each file is the old one or the new; the next run takes the lock that the killed one left."""
     old = {tmp_path / "a": b"old", tmp_path / "folder/b": b"old"}
-    new, left = dict.fromkeys(old, b"new"), set()
-    write_files(old)
-    for _ in killed_at_each_file_operation(lambda: reserve_and_write(new)):
+    new = dict.fromkeys(old, b"new")
+    left = set()
+
+    def run(contents):
+        with one_run(tmp_path):
+            write_files(contents)
+
+    run(old)
+    for _ in killed_at_each_file_operation(lambda: run(new)):
         assert {path.read_bytes() for path in old} <= {b"old", b"new"}
-        left |= {path.suffix for path in tmp_path.rglob("*")}
-        reserve_and_write(old)
+        left |= {path.name for path in tmp_path.rglob(".*")}
+        run(old)
         assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "folder"]
-    assert {".tmp", ".lock"} <= left
+    assert {".lock", ".a.tmp", ".b.tmp"} <= left
     assert {path.read_bytes() for path in old} == {b"new"}
 
 
 def test_killed_while_replacing_images(tmp_path):
     """Each image is old or new, and they are numbered from 00; the next run leaves its own."""
-    old, new, mine = [b"old"] * 4, [b"new"] * 2, {"mine.txt": b"mine"}
-    replace_images(tmp_path, old)
+    old = [MARK.encode() + b" old"] * 4
+    new = [MARK.encode() + b" new"] * 2
+    mine = {"mine.txt": b"mine"}
+    replace_images(tmp_path, old, {})
     (tmp_path / "mine.txt").write_bytes(b"mine")
-    for _ in killed_at_each_file_operation(lambda: replace_images(tmp_path, new)):
+    for _ in killed_at_each_file_operation(lambda: replace_images(tmp_path, new, {})):
         found = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
-        assert set(found.values()) <= {b"old", b"new"}
+        assert set(found.values()) <= {old[0], new[0]}
         assert sorted(found) == [f"{number:02d}.png" for number in range(len(found))]
         assert len(found) >= 2
-        replace_images(tmp_path, old)
-        assert contents(tmp_path) == {f"{n:02d}.png": b"old" for n in range(4)} | mine
-    assert contents(tmp_path) == {"00.png": b"new", "01.png": b"new"} | mine
+        replace_images(tmp_path, old, {})
+        assert contents(tmp_path) == {f"{n:02d}.png": old[0] for n in range(4)} | mine
+    assert contents(tmp_path) == {"00.png": new[0], "01.png": new[0]} | mine
 
 
 def test_replace_images(tmp_path, monkeypatch):
-    """Older images are replaced, and nothing else; also in the working folder."""
-    folder, others = tmp_path / "images", ["007.png", "04.png", "2024.png", "mine.txt"]
-    replace_images(folder, [b"a", b"b", b"c"])
-    for name in others:
-        (folder / name).write_bytes(b"mine")
+    """Older images of ours are replaced or removed, and nothing else; also in this folder."""
+    folder = tmp_path / "images"
+    ours = MARK.encode()
+    others = dict.fromkeys(["007.png", "04.png", "2024.png", "02.txt"], ours)
+    replace_images(folder, [ours] * 3, {})
+    for name, content in others.items():
+        (folder / name).write_bytes(content)
     (folder / "77.png").mkdir()
     monkeypatch.chdir(folder)
     for new in (folder, Path(".")):
-        replace_images(new, [b"d", b"e"])
-        assert contents(folder) == {"00.png": b"d", "01.png": b"e"} | {n: b"mine" for n in others}
+        replace_images(new, [b"d", b"e"], {})
+        assert contents(folder) == {"00.png": b"d", "01.png": b"e", **others}
 
 
-def test_all_files_or_none(tmp_path):
+# --- Disks and permissions --------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def no_room_for_the_third_file():
+    """As a disk that is full after two files."""
+    write_bytes = Path.write_bytes
+    written = []
+
+    def write(path, data):
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        written.append(path)
+        return write_bytes(path, data)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Path, "write_bytes", write)
+        yield
+
+
+@pytest.mark.parametrize("limit", ["full", "a file's size"])
+def test_all_files_or_none(tmp_path, limit):
     """What cannot be written keeps the others from being moved into place, too."""
-    paths = {tmp_path / name: name.encode() * 1000 for name in "abc"}
-    with no_file_larger_than(1000):
-        write_files(paths)
-        with pytest.raises(InputError, match=r"/c: "):
-            write_files({path: b"more" * (1 + 1000 * (path.name == "c")) for path in paths})
-    assert contents(tmp_path) == {name: name.encode() * 1000 for name in "abc"}
-
-
-@pytest.mark.parametrize("number", range(3))
-def test_a_file_that_another_program_has_open(tmp_path, monkeypatch, number):
-    """Windows then refuses to replace it: one line, no temporary file, all others whole."""
-    paths, replace = [tmp_path / name for name in "abc"], os.replace
-    write_files(dict.fromkeys(paths, b"old"))
-
-    def refuses_one(source, target):
-        if Path(target) == paths[number]:
-            raise PermissionError(13, "Access is denied", str(source), 5, str(target))
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", refuses_one)
-    with pytest.raises(InputError, match=rf"/{paths[number].name}: .*Access is denied.*close"):
-        write_files(dict.fromkeys(paths, b"new"))
-    assert list(contents(tmp_path).values()) == [b"new"] * number + [b"old"] * (3 - number)
-
-
-def test_what_stands_in_the_place_of_a_temporary_file(tmp_path):
-    """A link's target stays as it is, a pipe does not hang, a folder is found before the work."""
-    (tmp_path / "mine").write_bytes(b"mine")
-    temporary, lock = tmp_path / ".a.tmp", tmp_path / ".a.lock"
-    temporary.symlink_to(tmp_path / "mine")
-    reserve_and_write({tmp_path / "a": b"one"})
-    os.mkfifo(temporary)
-    reserve_and_write({tmp_path / "a": b"two"})
-    assert contents(tmp_path) == {"a": b"two", "mine": b"mine"}
-    temporary.mkdir()
-    with pytest.raises(InputError, match=r"\.a\.tmp: is in the way"), reserved([tmp_path / "a"], 1):
-        pass
-    temporary.rmdir()
-    for make in (lambda: lock.symlink_to(tmp_path / "mine"), lambda: os.mkfifo(lock), lock.mkdir):
-        make()
-        with pytest.raises(InputError, match=r"\.a\.lock: is in the way"):
-            reserve_and_write({tmp_path / "a": b"three"})
-        lock.rmdir() if lock.is_dir() else lock.unlink()
-    assert contents(tmp_path) == {"a": b"two", "mine": b"mine"}
-
-
-@pytest.mark.parametrize("how", ["error", "warning"])
-def test_a_disk_that_cannot_lock(tmp_path, monkeypatch, how):
-    """As the oldest and the newest release of filelock tell it."""
-
-    def acquire(self):
-        if how == "error":
-            raise NotImplementedError("FileSystem does not appear to support flock")
-        warnings.warn("flock not supported, falling back to SoftFileLock", stacklevel=2)
-
-    monkeypatch.setattr(files.FileLock, "_acquire", acquire)
-    with pytest.raises(InputError, match=r"/a/b: its disk cannot lock files"):
-        reserve_and_write({tmp_path / "a/b": b"new"})
-    assert not list(tmp_path.iterdir())
-
-
-def test_folders_that_were_made_for_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), reserved([tmp_path / "a/b/c"], needed_bytes=1):
-        raise ZeroDivisionError
-    assert not list(tmp_path.iterdir())
-    with reserved([tmp_path / "a/b/c"], needed_bytes=1):
-        write_files({tmp_path / "a/b/c": b"new"})
-    assert contents(tmp_path) == {"a/b/c": b"new"}
-
-
-def test_one_run_at_a_time(tmp_path):
-    """The same file is refused, by whatever name; another in the same folder is not."""
-    (tmp_path / "link").symlink_to(tmp_path / "a")
-    with reserved([tmp_path / "a"], needed_bytes=1):
-        for name in ("a", "link", "./a"):
-            with pytest.raises(InputError, match="another run"):
-                reserve_and_write({tmp_path / "b": b"", tmp_path / name: b""})
-        reserve_and_write({tmp_path / "b": b"two"})
-    reserve_and_write({tmp_path / "link": b"one"})
-    assert contents(tmp_path) == {"a": b"one", "b": b"two", "link": b"one"}
-    assert (tmp_path / "link").is_symlink()
+    old = {tmp_path / name: b"old" for name in "abc"}
+    new = {tmp_path / name: b"new" for name in "abc"}
+    new[tmp_path / "c"] = b"new" * 1000
+    write_files(old)
+    trouble = no_room_for_the_third_file() if limit == "full" else no_file_larger_than(1000)
+    line = "its disk is full; free some room" if limit == "full" else "cannot be written .*large"
+    with trouble, pytest.raises(InputError, match=f"/c: {line}"):
+        write_files(new)
+    assert contents(tmp_path) == {name: b"old" for name in "abc"}
+    write_files(new)
+    assert contents(tmp_path)["c"] == b"new" * 1000
 
 
 @pytest.fixture
 def unprivileged():
     """A folder of a user who is not root, as whom the test runs."""
-    me, user = os.getuid(), os.getuid() or 65534
+    me = os.getuid()
+    user = me or 65534
     with tempfile.TemporaryDirectory() as folder:
         os.chown(folder, user, -1)
         os.setresuid(user, user, me)
@@ -183,18 +144,153 @@ def unprivileged():
         os.setresuid(me, me, me)
 
 
-def test_what_cannot_be_replaced(unprivileged):
-    """A file without write permission, a locked folder, and what is no file."""
-    (unprivileged / "protected").write_bytes(b"mine")
-    (unprivileged / "protected").chmod(0o444)
-    replace_images(unprivileged / "locked", [b"mine"])
-    (unprivileged / "locked").chmod(0o555)
-    os.mkfifo(unprivileged / "pipe")
-    others = {"protected": "read-only", "pipe": "not an ordinary file", "": "is a folder"}
-    for name, complaint in others.items() | {("locked/a", "Permission denied")}:
-        for write in (write_files, reserve_and_write):
-            with pytest.raises(InputError, match=complaint):
-                write({unprivileged / name: b"new"})
-    with pytest.raises(InputError, match=r"00\.png: cannot be written .*Permission denied"):
-        replace_images(unprivileged / "locked", [b"new"])
+def test_what_may_not_be_written(unprivileged):
+    """A read-only file and a folder of somebody else's: one line that names it, no change."""
+    protected = unprivileged / "protected"
+    protected.write_bytes(b"mine")
+    protected.chmod(0o444)
+    locked = unprivileged / "locked"
+    replace_images(locked, [b"mine"], {})
+    locked.chmod(0o555)
+    with pytest.raises(InputError, match="/protected: is read-only"):
+        check_outputs([protected], [])
+    not_written = f"{locked}: this folder may not be written; name another with --out"
+    for act in (
+        lambda: check_outputs([locked / "a"], []),
+        lambda: write_files({locked / "00.png": b"new"}),
+        lambda: replace_images(locked, [b"new"], {}),
+        one_run(locked).__enter__,
+        one_run(locked / "new").__enter__,
+    ):
+        with pytest.raises(InputError) as raised:
+            act()
+        assert str(raised.value) == not_written
     assert contents(unprivileged) == {"locked/00.png": b"mine", "protected": b"mine"}
+
+
+def test_what_stands_in_an_outputs_place(tmp_path):
+    """A folder, an input, or a file where a folder belongs: one line; a link's target is meant."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"mine")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for output, line in {
+        "folder": "/folder: is a folder",
+        "file": "/file: is also an input",
+        "link": "/link: is also an input",
+        "./folder/../file": "is also an input",
+        "file/a": "/file/a: cannot be written",
+    }.items():
+        with pytest.raises(InputError, match=line):
+            check_outputs([tmp_path / output], [tmp_path / "file"])
+    assert contents(tmp_path) == {"file": b"mine", "link": b"mine"}
+    check_outputs([tmp_path / "link", tmp_path / "new/a"], [])
+    write_files({tmp_path / "link": b"new"})
+    assert contents(tmp_path) == {"file": b"new", "link": b"new"}
+    assert (tmp_path / "link").is_symlink()
+
+
+# --- Files that another program holds, as on Windows ------------------------------------------
+
+
+class Refusing:
+    """Stands in for os.replace or os.unlink: it is refused some times; records the pauses."""
+
+    def __init__(self, monkeypatch, name, times, winerror):
+        self.operation = getattr(os, name)
+        self.left = times
+        self.winerror = winerror
+        self.pauses = []
+        monkeypatch.setattr(os, name, self)
+        monkeypatch.setattr(files.time, "sleep", self.pauses.append)
+
+    def __call__(self, *paths):
+        if self.left:
+            self.left -= 1
+            names = [str(paths[0]), self.winerror, str(paths[-1])]
+            raise PermissionError(errno.EACCES, "Access is denied", *names)
+        return self.operation(*paths)
+
+
+@pytest.mark.parametrize("winerror", [5, 32])
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("name", ["replace", "unlink"])
+def test_a_file_that_is_held_for_a_moment(tmp_path, monkeypatch, name, times, winerror):
+    """Moving and removing succeed after a pause for each refusal, ever longer ones."""
+    replace_images(tmp_path, [MARK.encode()] * 2, {})
+    refusing = Refusing(monkeypatch, name, times, winerror)
+    replace_images(tmp_path, [b"new"], {})
+    assert contents(tmp_path) == {"00.png": b"new"}
+    assert len(refusing.pauses) == times
+    assert refusing.pauses == sorted(refusing.pauses)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_file_that_is_held_for_ever(tmp_path, monkeypatch, number):
+    """One line after about two seconds, no temporary file, all others whole."""
+    paths = [tmp_path / name for name in "abc"]
+    write_files(dict.fromkeys(paths, b"old"))
+    replace = os.replace
+    pauses = []
+
+    def refuse_one(source, target):
+        if Path(target) == paths[number]:
+            raise PermissionError(errno.EACCES, "Access is denied", str(source), 5, str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse_one)
+    monkeypatch.setattr(files.time, "sleep", pauses.append)
+    with pytest.raises(InputError, match=rf"/{paths[number].name}: .*Access is denied.*close"):
+        write_files(dict.fromkeys(paths, b"new"))
+    assert 1.5 < sum(pauses) < 3
+    assert list(contents(tmp_path).values()) == [b"new"] * number + [b"old"] * (3 - number)
+
+
+# --- Locks ------------------------------------------------------------------------------------
+
+
+def test_one_run_at_a_time(tmp_path):
+    """A second one into the same folder is refused, by whatever name; into another it is not."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    with one_run(tmp_path / "a"):
+        for name in ("a", "link", "./b/../a"):
+            (tmp_path / "b").mkdir(exist_ok=True)
+            with pytest.raises(InputError, match="another run"), one_run(tmp_path / name):
+                pytest.fail("two runs")
+        assert (tmp_path / "a/.lock").exists()
+        with one_run(tmp_path / "b"):
+            pass
+    with one_run(tmp_path / "link"):
+        pass
+    assert not list(tmp_path.rglob(".lock"))
+
+
+NO_LOCKS = {
+    "ENOLCK": OSError(errno.ENOLCK, "No locks available"),
+    "EOPNOTSUPP": OSError(errno.EOPNOTSUPP, "Operation not supported"),
+    "EBADF": OSError(errno.EBADF, "Bad file descriptor"),
+    "an old filelock": NotImplementedError("FileSystem does not appear to support flock"),
+    "a new filelock": UserWarning("flock not supported, falling back to SoftFileLock"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_LOCKS)
+def test_a_disk_that_cannot_lock(tmp_path, monkeypatch, capsys, kind):
+    """Work goes on with one line, also after an error inside, and no lock file is left."""
+
+    def acquire(lock):
+        Path(lock.lock_file).touch()  # as is done before flock is called
+        if isinstance(NO_LOCKS[kind], Warning):
+            warnings.warn(NO_LOCKS[kind], stacklevel=2)
+        raise NO_LOCKS[kind]
+
+    monkeypatch.setattr(files.FileLock, "_acquire", acquire)
+    with one_run(tmp_path / "out"):
+        write_files({tmp_path / "out/a": b"new"})
+    assert capsys.readouterr().err == (
+        f"{tmp_path / 'out'}: this folder's disk cannot lock files; "
+        "do not start a second run into it\n"
+    )
+    with pytest.raises(ZeroDivisionError), one_run(tmp_path / "out"):
+        raise ZeroDivisionError
+    assert contents(tmp_path) == {"out/a": b"new"}

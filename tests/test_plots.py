@@ -1,15 +1,13 @@
 """What is drawn, read back from Matplotlib's own objects."""
 
 import io
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
+from matplotlib.colors import to_hex
+from matplotlib.markers import MarkerStyle
 from PIL import Image
 
-import auto_encoder
-from auto_encoder import History
 from lib import plots
 
 RNG = np.random.default_rng(0)
@@ -46,13 +44,31 @@ def test_scatter_draws_every_code(figures):
     assert min(Image.open(io.BytesIO(png)).size) >= 900
     (axes,) = figures[0].axes
     assert_drawn(axes, codes)
-    assert len({tuple(digit.get_facecolor()[0]) for digit in axes.collections}) == 10
-    assert len({digit.get_paths()[0].vertices.tobytes() for digit in axes.collections}) == 10
     assert [text.get_text() for text in axes.get_legend().get_texts()] == list("0123456789")
     assert (axes.get_title(), axes.get_aspect(), len(axes.texts)) == ("Some codes", 1, 0)
     assert axes.get_xlim() == axes.get_ylim()
     left, right = axes.get_xlim()
     assert -left == right < 1.1 * np.abs(codes).max()
+
+
+def test_each_digit_has_its_own_colour_and_marker(figures):
+    """Those that stand at its place in the two lists, from which the page takes them, too.
+
+    Of ten points (n, n), the one of digit n is at n; digit 6 is missing.
+    """
+    digits = np.array([0, 1, 2, 3, 4, 5, 7, 8, 9])
+    points = np.stack([digits, digits], axis=1)
+    order = RNG.permutation(9)
+    plots.draw_scatter(points[order], digits[order], plots.plane_of(points), "title")
+    (axes,) = figures[0].axes
+    for drawn, digit in zip(axes.collections, digits, strict=True):
+        assert drawn.get_label() == str(digit)
+        assert drawn.get_offsets().tolist() == [[digit, digit]]
+        assert to_hex(drawn.get_facecolor()[0]).upper() == plots.COLOURS[digit]
+        marker = MarkerStyle(plots.MARKERS[digit])
+        known = marker.get_path().transformed(marker.get_transform())
+        assert np.allclose(drawn.get_paths()[0].vertices, known.vertices)
+    assert len(set(plots.COLOURS)) == len(set(plots.MARKERS)) == 10
 
 
 @pytest.mark.parametrize("latent_dim", [1, 2, 6])
@@ -129,60 +145,6 @@ def test_panels_share_their_axes(figures):
         assert_drawn(panel, part)
 
 
-class Slope(torch.nn.Module):
-    """A model whose code is the first two pixels, decoded to one grey level."""
-
-    latent_dim = 0  # so that there is no page of it
-
-    def __init__(self):
-        super().__init__()
-        self.decoder = torch.nn.Linear(2, 784)
-
-    def codes(self, x):
-        return x[:, :2]
-
-    def decode(self, z):
-        return self.decoder(z)
-
-
-def shown(views, epochs, log=({"train": {"L_tot": 1.0}},)):
-    """What is shown of a training with snapshots after so many epochs."""
-    model, x = Slope(), torch.rand(20, 784)
-    digits = SimpleNamespace(
-        x_shown=x,
-        last_x_test=x,
-        last_test_labels=np.arange(20) % 10,
-        test_name="test",
-    )
-    snapshots = {n: auto_encoder.take_snapshot(model, digits) for n in views}
-    history = History(list(log), snapshots, {})
-    return auto_encoder.picture_data(model, digits, history, epochs)
-
-
-def test_panels_say_when(monkeypatch):
-    """In order, up to the best epoch; reconstructions of an untrained model are left out."""
-    drawn = {}
-    for name in ("draw_scatters", "draw_image_panels", "draw_scatter"):
-        draw = lambda first, *_, name=name: drawn.update({name: first})  # noqa: E731
-        monkeypatch.setattr(plots, name, draw)
-    auto_encoder.draw_pictures(shown((20, 10, 2, 1, 0), epochs=5), with_figures=True)
-    times = ["before training", "after 1 epoch", "after 2 epochs", "after 5 epochs"]
-    assert list(drawn["draw_scatters"]) == times
-    assert list(drawn["draw_image_panels"]) == ["test images", *times[1:]]
-    assert np.array_equal(drawn["draw_scatter"], drawn["draw_scatters"]["after 5 epochs"])
-
-
-def test_another_picture_is_one_function_and_one_entry(monkeypatch):
-    """And one that makes no sense for a model is not there."""
-    figures = {"loss": auto_encoder.draw_loss, "new": lambda _: b"png", "none": lambda _: None}
-    monkeypatch.setattr(auto_encoder, "FIGURES", figures)
-    pictures = auto_encoder.draw_pictures(shown((0, 1), epochs=1), with_figures=True)
-    assert list(pictures) == ["scatter", "loss", "new"]
-    assert pictures["new"] == b"png"
-    pictures = auto_encoder.draw_pictures(shown((0, 1), epochs=1), with_figures=False)
-    assert list(pictures) == ["scatter"]
-
-
 def test_reconstructions_stand_where_their_originals_do(figures):
     originals = RNG.random((100, 784))
     shown = {"test images": originals, "one": originals / 2, "two": originals / 3}
@@ -193,23 +155,27 @@ def test_reconstructions_stand_where_their_originals_do(figures):
         assert np.array_equal(tile, images[13].reshape(28, 28))
 
 
-def test_loss_curves_and_the_gap(figures):
-    """The gap is between the test curve and the Laplace posterior's, where that is there."""
-    curves = {"train": [200.0, 150.0, 120.0], "test": [190.0, 140.0, 125.0]}
-    log = [{s: {"L_tot": curve[n]} for s, curve in curves.items()} for n in range(3)]
-    log[0]["laplace"], log[2]["laplace"] = {"L_tot": 140.0}, {"L_tot": 116.5}
-    auto_encoder.draw_loss(SimpleNamespace(log=log))
+def test_curves_and_the_band_between_two(figures):
+    """All of them inside the axes."""
+    upper = plots.Curve("upper", [1, 2, 3], [190.0, 140.0, 125.0], "^-", "#CC3311")
+    lower = plots.Curve("lower", [1, 3], [140.0, 116.5], "--", "#000000")
+    band = plots.Band("gap", [1, 3], [140.0, 116.5], [190.0, 125.0], "#CC3311")
+    plots.draw_curves([upper, lower], band, "epochs", "nats")
     (axes,) = figures[0].axes
-    *lines, dashed = axes.lines
-    assert [list(line.get_ydata()) for line in lines] == list(curves.values())
-    assert lines[0].get_label() == "train, 200.0 to 120.0"
+    for line, curve in zip(axes.lines, (upper, lower), strict=True):
+        assert list(line.get_xdata()) == curve.x
+        assert list(line.get_ydata()) == curve.y
+        assert (line.get_label(), line.get_color()) == (curve.label, curve.colour)
+    assert axes.lines[1].get_linestyle() == "--"
     bottom, top = axes.get_ylim()
-    assert all(bottom < nats < top for nats in sum(curves.values(), [116.5]))
-    assert (dashed.get_linestyle(), list(dashed.get_ydata())) == ("--", [140, 116.5])
-    (band,) = axes.collections
-    assert band.get_label() == "gap between the two, last 8.5 nats"
-    corners = {tuple(corner) for corner in band.get_paths()[0].vertices}
+    assert bottom < 116.5
+    assert top > 190
+    (shaded,) = axes.collections
+    corners = {tuple(corner) for corner in shaded.get_paths()[0].vertices}
     assert corners == {(1, 190), (3, 125), (1, 140), (3, 116.5)}
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epochs", "nats")
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert texts == ["upper", "lower", "gap"]
 
 
 @pytest.mark.parametrize(("latent_dim", "shape"), [(2, None), (32, (4, 8)), (7, (1, 7))])

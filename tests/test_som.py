@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from lib.som import deskew, fit_prototypes, gradient_histograms, slant, som_positions
+from lib.som import (
+    deskew,
+    fit_prototypes,
+    gradient_histograms,
+    project_on_principal_axes,
+    slant,
+    som_positions,
+)
 
 
 def floats(images):
@@ -45,6 +52,34 @@ def test_a_square_is_mapped_onto_a_square():
     assert prototypes[:, :2].max() > 0.85
 
 
+def test_the_batch_map_by_its_formula():
+    """In NumPy, one node after the other: 20 rounds, with radii that shrink by equal factors."""
+    torch.manual_seed(0)
+    features = torch.rand(60, 3)
+    centres = (torch.arange(4) + 0.5) / 4
+    nodes = torch.cartesian_prod(centres, centres)
+    components = project_on_principal_axes(features)
+    u = torch.special.ndtr(components / components.std(0)).numpy()
+    features_64 = features.double().numpy()
+    nodes_64 = nodes.double().numpy()
+
+    def nearest_to(points, candidates):
+        distances = np.linalg.norm(points[:, None] - candidates, axis=2)
+        return distances.argmin(1)
+
+    nearest = nearest_to(u, nodes_64)
+    for number in range(20):
+        radius = 0.3 * (0.02 / 0.3) ** (number / 19)
+        prototypes = np.empty((16, 3))
+        for i, node in enumerate(nodes_64):
+            squared_distances = ((nodes_64[nearest] - node) ** 2).sum(1)
+            weights = np.exp(-squared_distances / (2 * radius**2))
+            prototypes[i] = weights @ features_64 / weights.sum()
+        nearest = nearest_to(features_64, prototypes)
+    ours = fit_prototypes(features, nodes)
+    np.testing.assert_allclose(ours, prototypes, atol=1e-4)
+
+
 def test_slant_is_a_regression_of_columns_on_rows(mnist):
     """By NumPy's covariance, its weights the ink; and deskewed ink does not lean."""
     images = floats(mnist.train_images[:200])
@@ -57,6 +92,24 @@ def test_slant_is_a_regression_of_columns_on_rows(mnist):
         assert row.item() == pytest.approx(known, abs=1e-4)
     for image in deskew(images).double().numpy():
         assert abs(np.cov(y.ravel(), x.ravel(), aweights=image.ravel())[0, 1]) < 1
+
+
+def test_deskewed_ink_stays_where_it_is():
+    """Rows slide past the row of the ink's centre, also if that is not the image's middle."""
+    rows, columns = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
+    images = []
+    for middle_row in (8.0, 20.0):
+        distance_along = (rows - middle_row).abs()
+        distance_across = columns - 14 - 0.5 * (rows - middle_row)
+        stroke = (1.5 - distance_across.abs()).clamp(0, 1) * (6 - distance_along).clamp(0, 1)
+        images.append(stroke)
+    images = torch.stack(images)
+    upright = deskew(images)
+    for before, after in zip(images, upright, strict=True):
+        for places in (rows, columns):
+            centre_before = (places * before).sum() / before.sum()
+            centre_after = (places * after).sum() / after.sum()
+            assert centre_after.item() == pytest.approx(centre_before.item(), abs=0.1)
 
 
 def test_images_without_a_slant():

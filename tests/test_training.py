@@ -1,8 +1,12 @@
-"""How the models are trained: settings, losses, optimizers, epochs; and what that gives."""
+"""How the models are trained: settings, losses, steps, epochs, whole runs, final metrics."""
 
+import copy
 import dataclasses
+import inspect
 import json
 import math
+import re
+from pathlib import Path
 from statistics import NormalDist
 from types import SimpleNamespace
 from typing import ClassVar
@@ -10,18 +14,19 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import auto_encoder
-from auto_encoder import GRID_SETTINGS, PLAIN_SETTINGS
-from data import as_input
+from auto_encoder import GRID_SETTINGS, PLAIN_SETTINGS, SomPhase
+from data import Digits, as_input
 from lib import latent_grid
 from lib.errors import InputError
 from lib.som import som_positions
-from models import VAE, AutoEncoder, GridVAE, HiddenLayer, load_checkpoint
+from models import VAE, AutoEncoder, GridVAE, load_checkpoint
 
+PROJECT = Path(auto_encoder.__file__).parent
 SMALL = (8, 8), (8, 8)  # widths of an encoder and a decoder
+STANDARD_NORMAL = Normal(0.0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -30,77 +35,385 @@ def images(mnist):
     return as_input(mnist.train_images[:250].copy())
 
 
-@pytest.fixture
-def grid_vae():
-    """A VAE whose decoder's images depend on the code."""
+def small_grid_vae():
+    """One with 9 x 9 regions and 27 x 27 codes, whose decoder's images depend on the code."""
     torch.manual_seed(0)
-    vae = GridVAE()
+    vae = GridVAE(*SMALL, regions_per_side=9, readout_width=8, grid_side=27)
     vae.decoder.net[-1].weight.data.mul_(20)
     return vae
+
+
+def flat(model):
+    """The model, its decoder changed to give the same image for every code."""
+    model.decoder.net[-1].weight.data.zero_()
+    return model
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-# --- What training gives ----------------------------------------------------------------------
+def spy(monkeypatch, owner, name):
+    """The calls of a function, which goes on to do what it did: its arguments, by their names.
+
+    A generator is kept as it was before the call.
+    """
+    function = getattr(owner, name)
+    signature = inspect.signature(function)
+    calls = []
+
+    def recording(*args, **kwargs):
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        call = SimpleNamespace(**bound.arguments)
+        if "generator" in bound.arguments:
+            call.generator = call.generator.clone_state()
+        calls.append(call)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, recording)
+    return calls
 
 
-@pytest.fixture(scope="module")
-def trained_vae(images):
-    """A VAE that saw 250 images 20 times."""
-    torch.manual_seed(0)
-    vae, x = GridVAE((256, 256), (128, 128)), images.repeat(20, 1)
-    settings = dataclasses.replace(GRID_SETTINGS, epochs=1, batch_size=50, lr=5e-3)
-    optimizers = auto_encoder.make_optimizers(vae, settings)
-    positions = som_positions(x.view(-1, 28, 28), seed=0)
-    auto_encoder.train_epoch(vae, optimizers, x, 0, settings, positions)
-    return vae.eval()
+def assert_gradients(parameters, loss):
+    """The gradients that parameters have are those of this loss."""
+    parameters = list(parameters)
+    expected = torch.autograd.grad(loss, parameters)
+    for parameter, gradient in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
-@torch.no_grad()
-def mean_total(vae, x, q, draws=20):
-    """Mean L_tot, nats per image."""
-    return -sum(torch.sub(*vae.elbo(x, q)).mean().item() for _ in range(draws)) / draws
+# --- Settings ---------------------------------------------------------------------------------
 
 
-def test_trained_codes_are_those_of_the_images(trained_vae, images):
-    """L_tot with q(z|x) is far below that with another image's q, and bounded as it should be."""
-    x = images[:100]
-    q = trained_vae.encode(x)
-    anothers = [part.roll(1, 0) for part in q]
-    ours = mean_total(trained_vae, x, q)
-    best = mean_total(trained_vae, x, trained_vae.laplace_posterior(x))
-    assert ours < mean_total(trained_vae, x, anothers) - 50
-    assert -trained_vae.log_likelihood(x, side=162).mean() - 0.1 < best < ours
+def test_each_kind_of_model_has_its_settings():
+    assert auto_encoder.default_settings(GridVAE(*SMALL)) is GRID_SETTINGS
+    assert auto_encoder.default_settings(VAE(2, *SMALL)) is PLAIN_SETTINGS
+    assert auto_encoder.default_settings(AutoEncoder(2, *SMALL)) is PLAIN_SETTINGS
 
 
-def test_codes_begin_near_their_positions(trained_vae, images):
-    """The posterior was held there in the first epochs, so the decoder learnt it so."""
-    positions = som_positions(images.repeat(20, 1).view(-1, 28, 28), seed=0)[:250]
-    quantiles = Normal(0.0, 1.0).cdf(trained_vae.laplace_posterior(images)[0])
-    distance = (quantiles - positions).norm(dim=1).median()
-    assert distance < 0.4 * (quantiles - positions.roll(1, 0)).norm(dim=1).median()
+def stated(document, pattern):
+    """The number in a document that a pattern's group matches; line breaks do not count."""
+    text = " ".join((PROJECT / document).read_text(encoding="utf-8").split())
+    found = re.search(pattern, text)
+    assert found, f"{document} does not say {pattern}"
+    words = {"half": 0.5, "quarter": 0.25}
+    return words.get(found[1]) or float(found[1])
 
 
-@pytest.mark.parametrize("kind", [GridVAE, VAE, AutoEncoder])
-def test_one_step_moves_every_weight_as_the_seed_says(images, kind):
-    after = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(0)
-        widths = (16, 16), (16, 16)
-        model = kind(*widths) if kind is GridVAE else kind(3, *widths)
-        before = [weight.detach().clone() for weight in model.parameters()]
-        settings = dataclasses.replace(
-            auto_encoder.default_settings(model), batch_size=250, lr=5e-3, seed=seed
-        )
-        optimizers = auto_encoder.make_optimizers(model, settings)
-        positions = torch.rand(250, 2, generator=generator())
-        auto_encoder.train_epoch(model, optimizers, images, 0, settings, positions)
-        after.append(list(model.parameters()))
-        assert not any(map(torch.equal, before, after[-1]))
-    assert all(map(torch.equal, after[0], after[1]))
-    assert not all(map(torch.equal, after[0], after[2]))
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("epochs", r"training \| (\d+) epochs"),
+        ("batch_size", r"batches of (\d+)"),
+        ("lr", r"learning rate ([\d.]+) \(encoder"),
+        ("encoder_hidden_decay", r"weight decay ([\d.]+) \(encoder only\)"),
+        ("encoder_decay", r"weight decay ([\d.]+) \(encoder only\)"),
+        ("grid_refresh", r"anew every (\d+) steps"),
+        ("som_part", r"[Ii]n the first (quarter) of the epochs"),
+        ("som_grid_side", r"near these places, on a grid of (\d+) x \d+ codes"),
+        ("posterior_temperature", r"mathcal N\(m,\\,(\d)S\)"),
+        ("augmented_part", r"distorted copies of (half) of the images"),
+        ("label_smoothing", r"smoothed by ([\d.]+) "),
+        ("elbo_weight", r"\+ ([\d.]+) \\cdot \\?\\text\{L\\_tot\}"),
+    ],
+)
+def test_the_default_model_is_trained_as_the_report_says(name, pattern):
+    assert getattr(GRID_SETTINGS, name) == stated("Report.md", pattern)
+
+
+def test_the_encoders_learning_rate_is_what_the_report_says():
+    encoder_lr = GRID_SETTINGS.lr * GRID_SETTINGS.encoder_lr_scale
+    assert encoder_lr == pytest.approx(stated("Report.md", r"\(encoder (0\.\d+)\)"))
+    assert GRID_SETTINGS.decoder_hidden_decay == 0  # "encoder only"
+
+
+def test_a_usual_vae_is_trained_as_the_ablation_says():
+    document = "benchmarks/README.md"
+    decay = stated(document, r"weight decay of ([\d.]+) for the hidden matrices of both networks")
+    assert PLAIN_SETTINGS.batch_size == stated(document, r"gives a Gaussian, batches of (\d+)")
+    assert PLAIN_SETTINGS.lr == stated(document, r"batches of \d+, a learning rate of ([\d.]+)")
+    assert PLAIN_SETTINGS.decoder_hidden_decay == decay
+    assert PLAIN_SETTINGS.encoder_hidden_decay == decay
+    assert PLAIN_SETTINGS.encoder_decay == 0
+    assert PLAIN_SETTINGS.encoder_lr_scale == 1
+    assert PLAIN_SETTINGS.som_part == 0
+
+
+def test_settings_that_no_document_states():
+    """Chosen on held-out images: a change of one needs new measurements."""
+    chosen = {"warmup_part": 0.05, "som_sigma": 0.05, "augment_strength": 0.06}
+    for name, value in chosen.items():
+        assert getattr(GRID_SETTINGS, name) == value
+
+
+def test_the_epochs_of_the_map_are_rounded_up():
+    for epochs, som_epochs in ((1, 1), (2, 1), (4, 1), (5, 2), (20, 5)):
+        assert dataclasses.replace(GRID_SETTINGS, epochs=epochs).som_epochs == som_epochs
+        assert dataclasses.replace(PLAIN_SETTINGS, epochs=epochs).som_epochs == 0
+
+
+@pytest.mark.parametrize("model", [GridVAE(*SMALL), VAE(3, *SMALL)])
+def test_flags_change_settings(model):
+    """Those that are not given stay as they are for this kind of model."""
+    default = auto_encoder.default_settings(model)
+    without = auto_encoder.parse_arguments([])
+    assert auto_encoder.settings_from(without, model) == default
+    given = {"epochs": 3, "batch_size": 7, "lr": 0.25, "seed": 5, "validation": 11, "patience": 2}
+    flags = []
+    for name, value in given.items():
+        flags += ["--" + name.replace("_", "-"), str(value)]
+    args = auto_encoder.parse_arguments(flags)
+    assert auto_encoder.settings_from(args, model) == dataclasses.replace(default, **given)
+
+
+class InitialWeightsMade(Exception):
+    """Ends a run before the training."""
+
+
+def test_the_initial_weights_follow_the_seed(monkeypatch, tmp_path, tiny_mnist):
+    drawn = []
+
+    def end(model, *_):
+        drawn.append(model.state_dict())
+        raise InitialWeightsMade
+
+    monkeypatch.setattr(auto_encoder, "train", end)
+    for seed in ("0", "0", "1"):
+        flags = ["--data", str(tiny_mnist), "--out", str(tmp_path), "--seed", seed]
+        with pytest.raises(InitialWeightsMade):
+            auto_encoder.main([*flags, "--model", "ae", "--device", "cpu"])
+    first, again, other = drawn
+    for name in ("encoder.0.weight", "decoder.net.0.weight"):
+        assert torch.equal(first[name], again[name])
+        assert not torch.equal(first[name], other[name])
+
+
+# --- The encoder's loss -----------------------------------------------------------------------
+
+
+def test_encoder_loss_is_bayes_rule_and_the_elbo(images):
+    """Shares of regions summed up in NumPy; the ELBO by torch.distributions and the decoder."""
+    vae = small_grid_vae()
+    x = images[:4]
+    grid = latent_grid.square_grid(vae.decoder, 81)
+    log_posterior = grid.log_likelihood_grid(x)
+    with torch.no_grad():
+        logits = grid.logits.double().numpy()
+        log_p = x.double().numpy() @ logits.T - np.logaddexp(0, logits).sum(1)
+        p = np.exp(log_p - log_p.max(1, keepdims=True)).reshape(4, 9, 9, 9, 9)
+        p_of_regions = p.sum((2, 4)).reshape(4, 81)  # of the nodes in each region
+        shares = torch.tensor(p_of_regions / p_of_regions.sum(1, keepdims=True))
+
+        features = vae.encoder.body(x)
+        mean, logvar = vae.encoder.gaussian(features, shares.argmax(1))
+        q = Normal(mean, (0.5 * logvar).exp())
+        offsets = q.sample((2000,)) - mean
+        samples = torch.cat([mean + offsets, mean - offsets])
+        sampled_logits = vae.decode(samples.view(-1, 2)).view(4000, 4, 784)
+        bernoulli = Bernoulli(logits=sampled_logits, validate_args=False)
+        likelihood = bernoulli.log_prob(x).sum(2).mean(0)
+        elbo = likelihood - kl_divergence(q, STANDARD_NORMAL).sum(1)
+
+        smooth = 0.8 * shares + 0.2 / 81
+        cross_entropy = -(smooth * vae.encoder.region_logits(features).log_softmax(1)).sum(1)
+        stream = generator()
+        losses = []
+        for _ in range(500):
+            loss = auto_encoder.encoder_loss(vae.encoder, x, log_posterior, GRID_SETTINGS, stream)
+            losses.append(loss.item())
+    known = cross_entropy.mean().item() - 0.1 * elbo.mean().item()
+    assert np.mean(losses) == pytest.approx(known, abs=0.05)
+
+
+def test_the_loss_of_the_regions_reaches_the_whole_encoder(images):
+    """Its slope is the predicted probabilities less the target, from the last to the first layer.
+
+    Without the negative ELBO, the only other way from the loss to the body.
+    """
+    vae = small_grid_vae()
+    encoder = vae.encoder
+    settings = dataclasses.replace(GRID_SETTINGS, elbo_weight=0, label_smoothing=0)
+    log_posterior = vae.make_grid().log_likelihood_grid(images)
+    auto_encoder.encoder_loss(encoder, images, log_posterior, settings, generator()).backward()
+
+    posterior = log_posterior.softmax(1).view(-1, 9, 3, 9, 3)
+    target = posterior.sum((2, 4)).flatten(1)
+    features = encoder.body(images)
+    predicted = encoder.region_logits(features).softmax(1)
+    slope = (predicted - target).detach() / len(images)
+    torch.testing.assert_close(encoder.region_logits.bias.grad, slope.sum(0))
+    feature_slope = slope @ encoder.region_logits.weight.detach()
+    weights = list(encoder.body.parameters())
+    expected = torch.autograd.grad(features, weights, grad_outputs=feature_slope)
+    for weight, gradient in zip(weights, expected, strict=True):
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(weight.grad, gradient, rtol=1e-3, atol=1e-7)
+
+
+def test_the_elbo_on_the_grid_has_antithetic_samples():
+    """What is odd in the noise cancels: of a likelihood linear in u, near the centre."""
+    u = (torch.arange(81.0) + 0.5) / 81
+    values = (100 * u)[:, None].expand(81, 81).reshape(1, -1).expand(200, -1)
+    mean = torch.zeros(200, 2)
+    logvar = torch.full((200, 2), -2.0)
+    elbo = auto_encoder.grid_elbo(mean, logvar, values, generator())
+    divergence = math.exp(-2) - 1 + 2  # of two coordinates, half each
+    torch.testing.assert_close(elbo, torch.full((200,), 50 - divergence), rtol=0, atol=1e-3)
+
+
+def test_the_elbo_on_the_grid_by_numerical_integration():
+    """Of a likelihood that is quadratic in the first coordinate of u, against a sum over z."""
+    u = (torch.arange(81.0) + 0.5) / 81
+    values = (-40 * (u - 0.3) ** 2)[:, None].expand(81, 81).reshape(1, -1)
+    mean = 0.4
+    logvar = -0.7
+    z = np.linspace(-8, 8, 4001)
+    density = np.exp(-((z - mean) ** 2) / (2 * math.exp(logvar)))
+    u_of_z = np.array([NormalDist().cdf(value) for value in z])
+    likelihood = (density * -40 * (u_of_z - 0.3) ** 2).sum() / density.sum()
+    divergence = (mean**2 + 2 * math.exp(logvar) - 2 - 2 * logvar) / 2
+    count = 50_000
+    means = torch.tensor([[mean, 0.0]]).expand(count, -1)
+    logvars = torch.full((count, 2), logvar)
+    elbo = auto_encoder.grid_elbo(means, logvars, values.expand(count, -1), generator())
+    assert elbo.mean().item() == pytest.approx(likelihood - divergence, abs=0.03)
+
+
+# --- A step -----------------------------------------------------------------------------------
+
+CHOSEN = torch.tensor([7, 3, 11, 2, 19, 5, 0, 13])  # the images of a batch, in random order
+
+
+class Step:
+    """A step of a small GridVAE that moves no weight, so that the gradients can be looked at."""
+
+    def __init__(self, monkeypatch, vae, x_train, som_phase=None, **changed):
+        settings = dataclasses.replace(GRID_SETTINGS, **changed)
+        self.grid = vae.make_grid()
+        with monkeypatch.context() as patched:
+            encoder_calls = spy(patched, auto_encoder, "encoder_loss")
+            elbo_calls = spy(patched, vae, "elbo")
+            self.l_tot = auto_encoder.train_step(
+                vae, [], x_train, CHOSEN, self.grid, settings, generator(3), som_phase
+            )
+        (self.encoder,) = encoder_calls  # what the encoder's loss was given
+        (self.decoder,) = elbo_calls  # and that of the decoder
+
+
+def test_each_network_learns_from_its_own_loss(monkeypatch, images):
+    """Gradients left by an earlier step do not count."""
+    vae = small_grid_vae()
+    for parameter in vae.parameters():
+        parameter.grad = torch.full_like(parameter, 1e3)
+    step = Step(monkeypatch, vae, images)
+
+    given = step.decoder
+    likelihood, divergence = vae.elbo(given.x, given.q, generator=given.generator)
+    assert_gradients(vae.decoder.parameters(), -likelihood.mean())
+    l_tot = (divergence - likelihood).mean().item()
+    assert step.l_tot.item() == pytest.approx(l_tot, rel=1e-6)
+
+    given = step.encoder
+    loss = auto_encoder.encoder_loss(
+        vae.encoder, given.x, given.log_posterior, given.settings, given.generator
+    )
+    assert_gradients(vae.encoder.parameters(), loss)
+
+
+def test_the_decoder_learns_from_twice_the_posteriors_variance(monkeypatch, images):
+    """And from images as they are, without copies."""
+    vae = small_grid_vae()
+    posterior_mean, posterior_logvar = vae.laplace_posterior(images[CHOSEN])
+    step = Step(monkeypatch, vae, images)
+    mean, logvar = step.decoder.q
+    assert torch.equal(step.decoder.x, images[CHOSEN])
+    torch.testing.assert_close(mean, posterior_mean)
+    torch.testing.assert_close(logvar.exp(), 2 * posterior_logvar.exp())
+
+
+def test_the_encoder_also_learns_from_distorted_copies(monkeypatch, images):
+    """Of half of the images, each with its own posterior, which is the posterior as it is."""
+    vae = small_grid_vae()
+    step = Step(monkeypatch, vae, images)
+    x = step.encoder.x
+    assert len(x) == 12
+    assert torch.equal(x[:8], images[CHOSEN])
+    difference = (x[8:] - images[CHOSEN[:4]]).abs().mean()
+    anothers = (x[8:] - images[CHOSEN[1:5]]).abs().mean()
+    assert 0.01 < difference < 0.6 * anothers
+    torch.testing.assert_close(step.encoder.log_posterior, step.grid.log_likelihood_grid(x))
+    assert step.encoder.settings == GRID_SETTINGS
+
+    undistorted = Step(monkeypatch, small_grid_vae(), images, augment_strength=0.0).encoder.x
+    torch.testing.assert_close(undistorted[8:], images[CHOSEN[:4]], rtol=0, atol=1e-4)
+    without_copies = Step(monkeypatch, small_grid_vae(), images, augmented_part=0.0).encoder.x
+    assert torch.equal(without_copies, images[CHOSEN])
+
+
+@pytest.fixture
+def som_phase(images):
+    """That of 20 images, with places of our own."""
+    phase = SomPhase(images[:20], dataclasses.replace(GRID_SETTINGS, som_sigma=0.1))
+    phase.places = 0.2 + 0.6 * torch.rand(20, 2, generator=generator(1))
+    return phase
+
+
+def test_the_map_is_that_of_the_training_images(images):
+    """Its places do not depend on the number of threads, and the settings say the rest."""
+    settings = dataclasses.replace(GRID_SETTINGS, seed=4, som_sigma=0.1, som_grid_side=54)
+    phase = SomPhase(images[:60], settings)
+    known = som_positions(images[:60].view(-1, 28, 28), seed=4)
+    assert torch.equal(phase.places, known)
+    assert (phase.sigma, phase.grid_side) == (0.1, 54)
+
+
+def test_the_maps_prior_is_a_gaussian_around_an_images_place(som_phase):
+    """By torch.distributions, up to a constant."""
+    codes = torch.randn(50, 2, generator=generator())
+    ours = som_phase.log_som_prior(CHOSEN, codes)
+    places = som_phase.places[CHOSEN][:, None]
+    u = STANDARD_NORMAL.cdf(codes)
+    log_density = Normal(places, 0.1).log_prob(u).sum(2)
+    difference = ours - log_density
+    torch.testing.assert_close(difference, difference[:1, :1].expand(8, 50), rtol=0, atol=1e-4)
+
+
+def test_in_the_phase_of_the_map_the_prior_is_part_of_the_posterior(monkeypatch, images, som_phase):
+    """That of each image and, for a copy, of its original; for the encoder and for the decoder.
+
+    The decoder ignores its code, so the posterior is the prior: the codes are near the places.
+    """
+    vae = flat(small_grid_vae())
+    step = Step(monkeypatch, vae, images, som_phase)
+    originals = torch.cat([CHOSEN, CHOSEN[:4]])
+    prior = som_phase.log_som_prior(originals, step.grid.codes)
+    likelihood = step.grid.log_likelihood_grid(step.encoder.x)
+    torch.testing.assert_close(step.encoder.log_posterior, likelihood + prior)
+    mean, _ = step.decoder.q
+    distance = STANDARD_NORMAL.cdf(mean) - som_phase.places[CHOSEN]
+    assert distance.abs().max() < 0.03  # the prior of all codes draws them inwards
+
+
+@pytest.mark.parametrize("model", [VAE(3, *SMALL), AutoEncoder(3, *SMALL)])
+def test_a_step_on_the_elbo(images, model):
+    """L_tot by torch.distributions with the same noise, and its slope."""
+    x = images[:20]
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e3)  # left by an earlier step
+    l_tot = auto_encoder.elbo_step(model, [], x, generator(1))
+    if isinstance(model, VAE):
+        mean, logvar = model.encode(x)
+        deviation = (0.5 * logvar).exp()
+        codes = mean + deviation * torch.randn(20, 3, generator=generator(1))
+        divergence = kl_divergence(Normal(mean, deviation), STANDARD_NORMAL).sum(1)
+    else:
+        codes = model.encoder(x)
+        divergence = torch.zeros(20)
+    bernoulli = Bernoulli(logits=model.decode(codes), validate_args=False)
+    expected = (divergence - bernoulli.log_prob(x).sum(1)).mean()
+    assert l_tot.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert_gradients(model.parameters(), expected)
 
 
 # --- An epoch ---------------------------------------------------------------------------------
@@ -118,201 +431,76 @@ class Recorder:
 
 
 @pytest.fixture
-def losses(monkeypatch):
-    """What the loss of a GridVAE is given at each step: images, grid, positions."""
+def steps(monkeypatch):
+    """What `train_step` is given at each step; it only makes the decoder's images blacker."""
     calls = []
 
-    def loss(vae, x, grid, positions, settings, generator):
-        calls.append(SimpleNamespace(x=x, grid=grid, positions=positions, generator=generator))
-        return sum(weight.sum() for weight in vae.parameters()), torch.tensor(0.0)
+    def step(vae, optimizers, x_train, indices, grid, settings, generator, som_phase):
+        vae.decoder.net[-1].bias.data += 1
+        calls.append(SimpleNamespace(indices=indices, grid=grid, som_phase=som_phase))
+        return torch.tensor(12.34)
 
-    monkeypatch.setattr(auto_encoder, "grid_loss", loss)
+    monkeypatch.setattr(auto_encoder, "train_step", step)
     return calls
 
 
-def run_epoch(x, epoch=0, positions=None, **changed):
-    """An epoch of a small GridVAE whose optimizer changes nothing: the learning rates."""
-    recorder = Recorder()
+def run_epoch(x, epoch=0, som_phase=None, **changed):
+    """An epoch of a small GridVAE in batches of five images."""
     settings = dataclasses.replace(GRID_SETTINGS, batch_size=5, **changed)
-    auto_encoder.train_epoch(GridVAE(*SMALL), [recorder], x, epoch, settings, positions)
-    return np.array(recorder.rates)
+    auto_encoder.train_epoch(small_grid_vae(), [Recorder()], x, epoch, settings, som_phase)
 
 
-def test_an_epoch_meets_every_image_once(losses):
-    x = torch.rand(203, 784)
-    run_epoch(x)
-    assert [len(call.x) for call in losses] == [5] * 40 + [3]
-    seen = torch.cat([call.x for call in losses])
-    assert not torch.equal(seen, x)
-    order = (seen[:, None, :5] == x[:, :5]).all(2).nonzero()[:, 1]
-    assert sorted(order.tolist()) == list(range(203))
-    run_epoch(x)
-    run_epoch(x, epoch=1)
-    run_epoch(x, seed=1)
-    epochs = [torch.cat([call.x for call in losses[41 * n : 41 * n + 41]]) for n in range(4)]
-    assert torch.equal(epochs[0], epochs[1])
-    assert not torch.equal(epochs[0], epochs[2])
-    assert not torch.equal(epochs[0], epochs[3])
+def test_an_epoch_meets_every_image_once(steps):
+    """In an order that differs from epoch to epoch and from seed to seed."""
+    x = torch.zeros(203, 784)
+    orders = []
+    for epoch, seed in ((0, 0), (0, 0), (1, 0), (0, 1), (1, 1)):
+        steps.clear()
+        run_epoch(x, epoch=epoch, seed=seed)
+        assert [len(step.indices) for step in steps] == [5] * 40 + [3]
+        order = torch.cat([step.indices for step in steps]).tolist()
+        assert sorted(order) == list(range(203))
+        orders.append(order)
+    first, again, *others = orders
+    assert first == again
+    assert first != sorted(first)
+    for other in others:
+        assert other != first
+    assert others[0] != others[1]
 
 
-def test_the_learning_rate_rises_and_falls():
-    """From 0 in a twentieth of all steps, then as half a cosine, to 0; the encoder's is 0.6."""
-    settings = dataclasses.replace(PLAIN_SETTINGS, lr=2.0)
-    known = {0: 0, 0.025: 0.5 * (1 + math.cos(0.025 * math.pi)), 0.5: 1, 0.75: 1 - 0.5**0.5, 1: 0}
-    for progress, rate in known.items():
-        assert auto_encoder.learning_rate(progress, settings) == pytest.approx(rate, abs=1e-9)
-    x, rates = torch.rand(203, 784), []
+def test_the_learning_rate_of_each_step():
+    """Over two epochs of 41 steps, each at its middle; the second group's is 0.6 times as high."""
+    model = AutoEncoder(2, *SMALL)
+    recorder = Recorder()
+    settings = dataclasses.replace(PLAIN_SETTINGS, batch_size=5, lr=0.02, epochs=2, warmup_part=0.1)
     for epoch in range(2):
-        rates.append(run_epoch(x, epoch, epochs=2))
-    rates = np.concatenate(rates)
-    assert len(rates) == 82
-    assert rates[:, 1] == pytest.approx(0.6 * rates[:, 0])
-    assert rates[0, 0] == pytest.approx(0.009 * (0.25 / 41) / 0.05, rel=0.01)
-    assert 0.0085 < rates.max() < 0.009
-    assert rates[:, 0].argmax() == 4  # of 82 steps a twentieth
-    assert (np.diff(rates[4:, 0]) < 0).all()
-    assert rates[40, 0] == pytest.approx(0.0045, rel=0.05)
-    assert 0 < rates[-1, 0] < 1e-5
+        auto_encoder.train_epoch(model, [recorder], torch.rand(203, 784), epoch, settings)
+    progress = (np.arange(82) + 0.5) / 82
+    warmup = np.minimum(progress / 0.1, 1)
+    known = 0.02 * warmup * (1 + np.cos(np.pi * progress)) / 2
+    rates = np.array(recorder.rates)
+    np.testing.assert_allclose(rates[:, 0], known, rtol=1e-6)
+    np.testing.assert_allclose(rates[:, 1], 0.6 * known, rtol=1e-6)
 
 
-def test_the_grid_is_decoded_anew_every_twenty_steps(losses):
-    run_epoch(torch.rand(203, 784))
-    grids = [id(call.grid.logits) for call in losses]
-    assert grids == [grids[0]] * 20 + [grids[20]] * 20 + [grids[40]]
-    assert len(set(grids)) == 3
-    assert {len(call.grid.codes) for call in losses} == {81**2}
+@pytest.mark.parametrize("refresh", [20, 7])
+def test_the_grid_is_decoded_anew_every_so_many_steps(steps, refresh):
+    """As it is then: a logit says after how many steps, each of which adds 1."""
+    run_epoch(torch.zeros(203, 784), grid_refresh=refresh)
+    logits = np.array([step.grid.logits[0, 0].item() for step in steps])
+    steps_done = np.arange(41)
+    known = steps_done // refresh * refresh
+    assert logits - logits[0] == pytest.approx(known, abs=1e-3)
+    assert {len(step.grid.codes) for step in steps} == {27**2}
 
 
-def test_near_the_map_with_positions(losses):
-    """Those of the batch's own images, on the coarse grid."""
-    x = torch.rand(20, 784)
-    run_epoch(x, positions=x[:, :2])
-    for call in losses:
-        assert len(call.grid.codes) == 27**2
-        assert torch.equal(call.positions, call.x[:, :2])
-    losses.clear()
-    run_epoch(x)
-    for call in losses:
-        assert len(call.grid.codes) == 81**2
-        assert call.positions is None
-
-
-@pytest.mark.parametrize("kind", [GridVAE, VAE])
-def test_the_first_quarter_of_the_epochs_of_a_grid_vae_is_near_the_map(monkeypatch, images, kind):
-    """The positions are those of the images that are trained on; a resumed run has them, too."""
-    model = GridVAE(*SMALL) if kind is GridVAE else VAE(3, *SMALL)
-    given, log = [], []
-    digits = SimpleNamespace(x_train=images, x_test=images[:5], test_name="test", fingerprint="any")
-    entry = {"train": {"L_tot": 1.0}, "test": {"L_tot": 1.0}}
-    for name, stand_in in {
-        "train_epoch": lambda *arguments: given.append(arguments[-1]),
-        "measure": lambda *_: dict(entry),
-        "save_epoch": lambda *_: None,
-        "take_snapshot": lambda *_: {},
-        "restore": lambda *_: auto_encoder.History(log, {}, model.state_dict()),
-    }.items():
-        monkeypatch.setattr(auto_encoder, name, stand_in)
-    settings = dataclasses.replace(auto_encoder.default_settings(model), epochs=5, validation=50)
-    metadata = {"settings": {}}
-    for done in (0, 1, 4):
-        given.clear()
-        log[:] = [entry] * done
-        files = {"resume": None}
-        history = auto_encoder.train(model, digits, settings, files, metadata, resume=True)
-        assert len(history.log) == 5
-        near = [positions is not None for positions in given]
-        # Rounded up: two of five epochs.
-        assert near == [kind is GridVAE and epoch < 2 for epoch in range(done, 5)]
-        if any(near):
-            known = som_positions(images[:200].view(-1, 28, 28), seed=0)  # in full float32
-            assert all(
-                torch.equal(positions, known) for positions in given if positions is not None
-            )
-
-
-@pytest.fixture
-def small_run(tmp_path, images):
-    """A function: train a small model of two map epochs, four in all; what it returns and wrote."""
-    digits = SimpleNamespace(
-        x_train=images[:90],
-        x_test=images[90:120],
-        x_shown=images[120:130],
-        last_x_test=images[100:120],
-        test_name="test",
-        fingerprint="any",
-    )
-    settings = dataclasses.replace(
-        GRID_SETTINGS, epochs=4, batch_size=20, som_part=0.5, validation=30
-    )
-
-    def run(name, **options):
-        torch.manual_seed(0)
-        model = GridVAE(*SMALL)
-        kinds = {"checkpoint": "safetensors", "metrics": "json", "resume": "resume"}
-        files = {kind: tmp_path / f"{name}.{ending}" for kind, ending in kinds.items()}
-        metadata = {"settings": {"seed": 0}}
-        history = auto_encoder.train(model, digits, settings, files, metadata, **options)
-        return SimpleNamespace(model=model, history=history, files=files)
-
-    return run
-
-
-def test_what_training_returns_and_writes(small_run, capsys):
-    whole = small_run("whole")
-    log = whole.history.log
-    assert ["laplace" in entry for entry in log] == [False, False, True, True]
-    for entry in log:
-        assert 0 < entry["seconds"] < 60
-        assert isinstance(entry["seconds"], float)
-        assert entry["seconds"] == round(entry["seconds"], 2)
-        assert len({entry[name]["L_tot"] for name in ("train", "validation", "test")}) == 3
-    assert sorted(whole.history.snapshots) == [0, 1, 2]
-    assert len(whole.history.snapshots[0]["last_codes"]) == 20
-    assert capsys.readouterr().out.splitlines() == [
-        "placing the training images on a self-organising map ...",
-        *(auto_encoder.format_epoch(epoch, entry, "test") for epoch, entry in enumerate(log)),
-    ]
-    assert json.loads(whole.files["metrics"].read_text()) == {"settings": {"seed": 0}, "log": log}
-    saved = load_checkpoint(whole.files["checkpoint"])
-    best = auto_encoder.best_epoch(log)
-    assert saved.metadata == {"settings": {"seed": 0}, "epochs": best + 1}
-    for weights in (saved.state_dict(), whole.history.best_weights):
-        assert all(map(torch.equal, weights.values(), whole.model.state_dict().values()))
-
-
-def test_training_goes_on_where_it_was_interrupted(small_run, monkeypatch):
-    whole, measure = small_run("whole"), auto_encoder.measure
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    def interrupt_in_the_third_epoch(*arguments):
-        return interrupt() if arguments[4] == 2 else measure(*arguments)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(auto_encoder, "measure", interrupt_in_the_third_epoch)
-        message = r"^ after 2 epochs; they are saved, --resume continues$"
-        with pytest.raises(KeyboardInterrupt, match=message):
-            small_run("broken")
-        patched.setattr(auto_encoder, "train_epoch", interrupt)
-        with pytest.raises(KeyboardInterrupt, match=message):
-            small_run("broken", resume=True)
-    resumed = small_run("broken", resume=True)
-    for first, second in zip(whole.history.log, resumed.history.log, strict=True):
-        assert {**first, "seconds": 0} == {**second, "seconds": 0}
-    assert resumed.history.best_weights.keys() == whole.history.best_weights.keys()
-    weights = [run.model.state_dict().values() for run in (whole, resumed)]
-    assert all(map(torch.equal, *weights))
-    assert whole.history.snapshots.keys() == resumed.history.snapshots.keys()
-
-
-def test_an_interruption_of_the_first_epoch_saves_nothing(small_run, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(auto_encoder, "train_epoch", interrupt)
-    with pytest.raises(KeyboardInterrupt, match=r"^$"):
-        small_run("broken")
+def test_the_grid_in_the_phase_of_the_map(steps):
+    phase = SimpleNamespace(grid_side=18)
+    run_epoch(torch.zeros(20, 784), som_phase=phase)
+    for step in steps:
+        assert step.som_phase is phase
+        assert len(step.grid.codes) == 18**2
 
 
 class Bar(list):
@@ -322,7 +510,9 @@ class Bar(list):
 
     def __init__(self, steps, **options):
         super().__init__(steps)
-        self.options, self.texts, self.disable = options, [], Bar.without_terminal
+        self.options = options
+        self.texts = []
+        self.disable = Bar.without_terminal
         Bar.made.append(self)
 
     def set_postfix_str(self, text):
@@ -330,289 +520,268 @@ class Bar(list):
 
 
 @pytest.mark.parametrize("without_terminal", [False, True])
-def test_the_progress_bar(monkeypatch, losses, without_terminal):
+def test_the_progress_bar(monkeypatch, steps, without_terminal):
     """Every ten steps it says L_tot; it goes when the epoch ends, and needs a terminal."""
     monkeypatch.setattr(auto_encoder, "tqdm", Bar)
     monkeypatch.setattr(Bar, "made", [])
     monkeypatch.setattr(Bar, "without_terminal", without_terminal, raising=False)
-    run_epoch(torch.rand(103, 784), epoch=4)
+    run_epoch(torch.zeros(103, 784), epoch=4)
     (bar,) = Bar.made
     assert len(bar) == 21
     assert bar.options == {"desc": "epoch 4, last 19", "leave": False, "disable": None}
-    assert bar.texts == ([] if without_terminal else ["L_tot 0.0"] * 3)
+    assert bar.texts == ([] if without_terminal else ["L_tot 12.3"] * 3)
 
 
-@pytest.mark.parametrize("model", [GridVAE(*SMALL), VAE(3, *SMALL)])
-def test_an_epoch_leaves_pytorchs_random_state_alone(images, model):
-    settings = auto_encoder.default_settings(model)
-    optimizers = auto_encoder.make_optimizers(model, settings)
-    state = torch.get_rng_state()
-    auto_encoder.train_epoch(model, optimizers, images, 0, settings, torch.full((250, 2), 0.5))
-    auto_encoder.measure(model, images, images[:9], images, 5, settings)
-    assert torch.equal(torch.get_rng_state(), state)
+@pytest.mark.parametrize("kind", [GridVAE, VAE, AutoEncoder])
+def test_one_step_moves_every_weight_as_the_seed_says(images, kind):
+    """And PyTorch's own random numbers are left alone."""
+    after = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(0)
+        model = small_grid_vae() if kind is GridVAE else kind(3, *SMALL)
+        before = [weight.detach().clone() for weight in model.parameters()]
+        default = auto_encoder.default_settings(model)
+        settings = dataclasses.replace(default, batch_size=250, seed=seed)
+        optimizers = auto_encoder.optimizers_for(model, settings)
+        random_state = torch.get_rng_state()
+        auto_encoder.train_epoch(model, optimizers, images, 0, settings)
+        assert torch.equal(torch.get_rng_state(), random_state)
+        weights = list(model.parameters())
+        for weight, weight_before in zip(weights, before, strict=True):
+            assert not torch.equal(weight, weight_before)
+        after.append(torch.cat([weight.detach().flatten() for weight in weights]))
+    first, again, other = after
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_an_auto_encoder_fits_its_sampler_after_each_epoch(images):
     model = AutoEncoder(3, *SMALL)
     settings = dataclasses.replace(PLAIN_SETTINGS, batch_size=100)
-    optimizers = auto_encoder.make_optimizers(model, settings)
+    optimizers = auto_encoder.optimizers_for(model, settings)
     auto_encoder.train_epoch(model, optimizers, images, 0, settings)
     codes = model.codes(images)
     torch.testing.assert_close(model.decoder.sample_mean, codes.mean(0), rtol=1e-4, atol=1e-4)
 
 
-# --- Losses -----------------------------------------------------------------------------------
+# --- What training gives ----------------------------------------------------------------------
 
 
-def test_negative_elbo(images):
-    vae = VAE(3, *SMALL)
-    likelihood, divergence = vae.elbo(images, generator=generator(1))
-    loss = auto_encoder.negative_elbo(vae, images, generator(1))
-    assert loss.item() == pytest.approx((divergence - likelihood).mean().item(), rel=1e-6)
-
-
-def test_the_decoder_learns_from_twice_the_posteriors_variance(grid_vae, images, monkeypatch):
-    """And the loss is minus the likelihood there, plus the encoder's."""
-    settings = dataclasses.replace(GRID_SETTINGS, distorted_part=0)  # they draw noise, too
-    given, elbo = [], grid_vae.elbo
-
-    def recording(x, q, generator):
-        given.append(q)
-        return elbo(x, q, generator=generator)
-
-    monkeypatch.setattr(grid_vae, "elbo", recording)
-    monkeypatch.setattr(auto_encoder, "encoder_loss", lambda *_: torch.tensor(1000.0))
-    grid = grid_vae.make_grid()
-    loss, l_tot = auto_encoder.grid_loss(grid_vae, images, grid, None, settings, generator(3))
-    mean, logvar = grid_vae.laplace_posterior(images)
-    torch.testing.assert_close(given[0][0], mean)
-    torch.testing.assert_close(given[0][1], logvar + math.log(2))
-    likelihood, divergence = elbo(images, given[0], generator=generator(3))
-    assert loss.item() == pytest.approx(1000 - likelihood.mean().item(), rel=1e-5)
-    assert l_tot.item() == pytest.approx((divergence - likelihood).mean().item(), rel=1e-5)
-
-
-def test_the_encoder_also_learns_from_distorted_copies(grid_vae, images, monkeypatch):
-    """Of half of the images, each with its own scores; the decoder's images stay as they are."""
-    given = {}
-    monkeypatch.setattr(
-        auto_encoder, "encoder_loss", lambda *inputs: given.update(encoder=inputs[1:3]) or 0
-    )
-    monkeypatch.setattr(
-        auto_encoder, "decoder_loss", lambda *inputs: given.update(decoder=inputs[1:3]) or (0, 0)
-    )
-    grid = grid_vae.make_grid()
-    auto_encoder.grid_loss(grid_vae, images, grid, None, GRID_SETTINGS, generator())
-    x, scores = given["encoder"]
-    assert len(x) == len(scores) == 375
-    assert torch.equal(x[:250], images)
-    difference = (x[250:] - images[:125]).abs().mean()
-    anothers = (x[250:] - images[1:126]).abs().mean()
-    assert 0.01 < difference < 0.6 * anothers
-    torch.testing.assert_close(scores, grid.log_likelihood_grid(x))
-    x, scores = given["decoder"]
-    assert torch.equal(x, images)
-    torch.testing.assert_close(scores, grid.log_likelihood_grid(images))
-
-
-def test_positions_narrow_the_prior(images, monkeypatch):
-    """With a decoder that ignores its code the posterior is the Gaussian around the position."""
+@pytest.fixture(scope="module")
+def trained_vae(images):
+    """A VAE that saw 250 images 20 times, in the phase of the map; and the images' places."""
     torch.manual_seed(0)
-    vae, given = GridVAE(), []
-    vae.decoder.net[-1].weight.data.zero_()
-    monkeypatch.setattr(auto_encoder, "encoder_loss", lambda *inputs: given.append(inputs) or 0)
-    positions = torch.tensor([[0.5, 0.5], [0.3, 0.62], [0.1, 0.9]])
-    grid, x = vae.make_grid(), images[:3]
-    auto_encoder.grid_loss(vae, x, grid, positions, GRID_SETTINGS, generator())
-    encoder, x_given, log_likelihood_grid, settings, _ = given[0]
-    assert encoder is vae.encoder
-    assert settings is GRID_SETTINGS
-    assert len(x_given) == 3 + 2  # with the copies of the first two
-    assert torch.equal(x_given[:3], x)
-    positions = torch.cat([positions, positions[:2]])
-    axis = (np.arange(81) + 0.5) / 81
-    rows, columns = np.meshgrid(axis, axis, indexing="ij")
-    for ours, (row, column) in zip(log_likelihood_grid, positions.tolist(), strict=True):
-        log_density = -((rows - row) ** 2 + (columns - column) ** 2) / (2 * 0.05**2)
-        difference = ours.numpy() - log_density.ravel()
-        assert np.ptp(difference) < 1e-2  # but for a constant, the likelihood
-    mean, _ = latent_grid.fit_laplace(log_likelihood_grid, grid.codes)
-    quantiles = Normal(0.0, 1.0).cdf(mean)
-    assert (quantiles - positions).abs().max() < 0.02  # the prior's own slope draws them inwards
+    vae = GridVAE((64, 64), (64, 64), readout_width=16)
+    x = images.repeat(20, 1)
+    settings = dataclasses.replace(GRID_SETTINGS, epochs=1, batch_size=50)
+    optimizers = auto_encoder.optimizers_for(vae, settings)
+    som_phase = SomPhase(x, settings)
+    auto_encoder.train_epoch(vae, optimizers, x, 0, settings, som_phase)
+    return vae.eval(), som_phase.places[:250]
 
 
-def test_encoder_loss_is_bayes_rule_and_the_elbo(grid_vae, images):
-    """Shares of regions summed up in NumPy; the ELBO by torch.distributions and the decoder."""
-    vae, x = grid_vae, images[:4]
-    log_likelihood_grid = vae.make_grid().log_likelihood_grid(x)
-    axis = [NormalDist().inv_cdf((i + 0.5) / 81) for i in range(81)]
-    codes = torch.tensor([[a, b] for a in axis for b in axis])
-    with torch.no_grad():
-        logits = vae.decode(codes).double().numpy()
-        log_p = x.double().numpy() @ logits.T - np.logaddexp(0, logits).sum(1)
-        p = np.exp(log_p - log_p.max(1, keepdims=True)).reshape(4, 27, 3, 27, 3).sum((2, 4))
-        shares = torch.tensor(p.reshape(4, -1) / p.sum((1, 2))[:, None])
-        features = vae.encoder.body(x)
-        scores = vae.encoder.region_logits(features)
-        mean, logvar = vae.encoder.gaussian(features, shares.argmax(1))
-        q = Normal(mean, (0.5 * logvar).exp())
-        logits = vae.decode(q.sample((2000,)).view(-1, 2)).view(2000, 4, 784)
-        likelihood = Bernoulli(logits=logits, validate_args=False).log_prob(x).sum(2).mean(0)
-        elbo = likelihood - kl_divergence(q, Normal(0.0, 1.0)).sum(1)
-        smooth = 0.8 * shares + 0.2 / 27**2
-        cross_entropy = -(smooth * scores.log_softmax(1)).sum(1).mean()
-        stream = generator()
-        losses = [
-            auto_encoder.encoder_loss(vae.encoder, x, log_likelihood_grid, GRID_SETTINGS, stream)
-            for _ in range(500)
-        ]
-    known = cross_entropy.item() - 0.1 * elbo.mean().item()
-    assert torch.stack(losses).mean().item() == pytest.approx(known, abs=0.02)
-    auto_encoder.encoder_loss(vae.encoder, x, log_likelihood_grid, GRID_SETTINGS, stream).backward()
-    slope = (scores.softmax(1) - smooth).mean(0).float()
-    torch.testing.assert_close(vae.encoder.region_logits.bias.grad, slope, rtol=1e-3, atol=1e-5)
+@torch.no_grad()
+def mean_l_tot(vae, x, q):
+    """Mean L_tot of Gaussians q, nats per image."""
+    likelihood, divergence = vae.mean_elbo(x, q, pairs=10, generator=generator())
+    return (divergence - likelihood).mean().item()
 
 
-def test_the_elbo_on_the_grid_has_antithetic_samples():
-    """What is odd in the noise cancels: of a likelihood linear in the quantile near a centre."""
-    quantiles = (torch.arange(81.0) + 0.5) / 81
-    values = (100 * quantiles)[:, None].expand(81, 81).reshape(1, -1).expand(200, -1)
-    mean, logvar = torch.zeros(200, 2), torch.full((200, 2), -2.0)
-    elbo = auto_encoder.grid_elbo(mean, logvar, values, generator())
-    divergence = math.exp(-2) - 1 + 2  # of two coordinates, half each
-    torch.testing.assert_close(elbo, torch.full((200,), 50 - divergence), rtol=0, atol=1e-3)
+def test_trained_codes_are_those_of_the_images(trained_vae, images):
+    """L_tot with q(z|x) is far below that with another image's q, and bounded as it should be."""
+    vae, _ = trained_vae
+    x = images[:100]
+    q = vae.encode(x)
+    anothers = [part.roll(1, 0) for part in q]
+    of_encoder = mean_l_tot(vae, x, q)
+    of_laplace = mean_l_tot(vae, x, vae.laplace_posterior(x))
+    log_likelihood = vae.log_likelihood(x, side=81).mean().item()
+    assert of_encoder < mean_l_tot(vae, x, anothers) - 30
+    assert -log_likelihood - 0.1 < of_laplace < of_encoder
 
 
-def test_the_elbo_on_the_grid_by_numerical_integration():
-    """Of a likelihood that is quadratic in the first quantile, against a sum over z."""
-    quantiles = (torch.arange(81.0) + 0.5) / 81
-    values = (-40 * (quantiles - 0.3) ** 2)[:, None].expand(81, 81).reshape(1, -1)
-    z, mean, logvar = np.linspace(-8, 8, 20_001), 0.4, -0.7
-    density = np.exp(-((z - mean) ** 2) / (2 * math.exp(logvar)))
-    cdf = np.array([NormalDist().cdf(value) for value in z])
-    likelihood = (density * -40 * (cdf - 0.3) ** 2).sum() / density.sum()
-    divergence = (mean**2 + 2 * math.exp(logvar) - 2 - 2 * logvar) / 2
-    means = torch.tensor([[mean, 0.0]]).expand(100_000, -1)
-    logvars = torch.full((100_000, 2), logvar)
-    elbo = auto_encoder.grid_elbo(means, logvars, values.expand(100_000, -1), generator())
-    assert elbo.mean().item() == pytest.approx(likelihood - divergence, abs=0.02)
+def test_codes_begin_near_their_places_on_the_map(trained_vae, images):
+    """The posterior was held there, so the decoder learnt it so."""
+    vae, positions = trained_vae
+    u = STANDARD_NORMAL.cdf(vae.laplace_posterior(images)[0])
+    distance = (u - positions).norm(dim=1).median()
+    anothers = (u - positions.roll(1, 0)).norm(dim=1).median()
+    assert distance < 0.4 * anothers
 
 
-# --- Optimizers -------------------------------------------------------------------------------
+# --- A whole run ------------------------------------------------------------------------------
 
 
-def names_in(model, optimizer):
-    """The names of the parameters in each of an optimizer's groups."""
-    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [[name_of[id(p)] for p in group["params"]] for group in optimizer.param_groups]
-
-
-@pytest.mark.parametrize("model", [GridVAE(), VAE(20), AutoEncoder(2)])
-def test_muon_has_the_matrices_of_hidden_layers(model):
-    """AdamW all else, and each has the decoder's weights first."""
-    settings = auto_encoder.default_settings(model)
-    muon, adamw = auto_encoder.make_optimizers(model, settings)
-    assert (type(muon).__name__, type(adamw).__name__) == ("Muon", "AdamW")
-    decoder_matrices, encoder_matrices = names_in(model, muon)
-    assert decoder_matrices == [f"decoder.net.{n}.weight" for n in range(1, 5)]
-    if isinstance(model, GridVAE):
-        hidden = [f"encoder.body.{n}.weight" for n in range(1, 4)]
-        assert encoder_matrices == [*hidden, "encoder.readout.weight"]
-    else:
-        assert encoder_matrices == ["encoder.1.weight", "encoder.2.weight"]
-    decoder_others, encoder_others = names_in(model, adamw)
-    assert all(name.startswith("decoder.") for name in decoder_others)
-    assert all(name.startswith("encoder.") for name in encoder_others)
-    known = {name for name, _ in model.named_parameters()}
-    chosen = [*decoder_matrices, *encoder_matrices, *decoder_others, *encoder_others]
-    assert sorted(chosen) == sorted(known)
-
-
-def test_other_bodies_of_the_encoder_go_to_adamw():
-    """A convolution's weights, at the encoder's learning rate and decay."""
-    vae = GridVAE()
-    vae.encoder.body = nn.Sequential(
-        nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 4, 5), nn.Flatten(), HiddenLayer(2304, 256)
+def digits_of(x_train, x_test):
+    """Images as a data set, all of the digit 0."""
+    return Digits(
+        x_train=x_train,
+        train_labels=np.zeros(len(x_train), int),
+        x_test=x_test,
+        test_labels=np.zeros(len(x_test), int),
+        x_shown=x_test[:10],
+        test_name="test",
+        checksums={},
     )
-    muon, adamw = auto_encoder.make_optimizers(vae, GRID_SETTINGS)
-    assert names_in(vae, muon)[1] == ["encoder.body.3.weight", "encoder.readout.weight"]
-    assert {"encoder.body.1.weight", "encoder.body.1.bias"} <= set(names_in(vae, adamw)[1])
-    group = adamw.param_groups[1]
-    assert (group["lr_scale"], group["weight_decay"]) == (0.6, 0.7)
 
 
-def test_the_encoders_learning_rate_is_a_multiple_of_the_decoders():
-    for model, scale in ((GridVAE(*SMALL), 0.6), (VAE(3, *SMALL), 1.0)):
-        optimizers = auto_encoder.make_optimizers(model, auto_encoder.default_settings(model))
-        for optimizer in optimizers:
-            assert [group["lr_scale"] for group in optimizer.param_groups] == [1.0, scale]
+METADATA = {"settings": {"seed": 0}}
 
 
-@pytest.mark.parametrize("model", [GridVAE(*SMALL), VAE(3, *SMALL)])
-def test_weight_decay(model):
-    """Without a gradient a step shrinks a weight by lr * decay, and by nothing else."""
-    settings = auto_encoder.default_settings(model)
-    optimizers = auto_encoder.make_optimizers(model, settings)
-    auto_encoder.set_learning_rate(optimizers, 0.01)
-    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    for optimizer in optimizers:
-        optimizer.step()
-    matrices = {name for groups in names_in(model, optimizers[0]) for name in groups}
-    for name, weight in model.named_parameters():
-        if isinstance(model, GridVAE):
-            decay = 0.7 * 0.6 if name.startswith("encoder") else 0
-        else:
-            decay = 0.4 if name in matrices else 0
-        expected = before[name] * (1 - 0.01 * decay)
-        torch.testing.assert_close(weight.detach(), expected, rtol=1e-5, atol=1e-7)
+@pytest.fixture
+def small_run(tmp_path, images):
+    """A function: train a small model on 60 images, 30 others held out; what it gave and wrote.
+
+    Two of its four epochs are on the map.
+    """
+    digits = digits_of(images[:90], images[90:120])
+    default = dataclasses.replace(
+        GRID_SETTINGS, epochs=4, batch_size=20, som_part=0.5, validation=30
+    )
+
+    def run(name, resume=False, **changed):
+        model = small_grid_vae()
+        settings = dataclasses.replace(default, **changed)
+        files = auto_encoder.output_files(tmp_path / name, "vae")
+        history = auto_encoder.train(model, digits, settings, files, METADATA, resume)
+        return SimpleNamespace(model=model, history=history, files=files, digits=digits)
+
+    return run
 
 
-def test_both_optimizers_take_steps_of_one_size():
-    """A step of Muon has the root mean square of one of AdamW, about 0.2 of the learning rate."""
-    model = VAE(3, (64, 64), (64, 64))
-    settings = dataclasses.replace(PLAIN_SETTINGS, encoder_hidden_decay=0, decoder_hidden_decay=0)
-    muon, adamw = auto_encoder.make_optimizers(model, settings)
-    auto_encoder.set_learning_rate([muon, adamw], 0.01)
-    matrix = model.decoder.net[1].weight
-    before = matrix.detach().clone()
-    matrix.grad = torch.randn_like(matrix)
-    muon.step()
-    change = (matrix.detach() - before).square().mean().sqrt().item()
-    assert change == pytest.approx(0.2 * 0.01, rel=0.3)
-    assert adamw.defaults["fused"]
+def assert_same_tensors(first, second):
+    """Two dicts of tensors are the same, bit by bit."""
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
 
 
-def test_an_older_pytorch_is_named(monkeypatch):
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(InputError, match=r"PyTorch 2\.9 or newer is needed, not 2"):
-        auto_encoder.make_optimizers(VAE(3, *SMALL), PLAIN_SETTINGS)
-
-
-def test_the_precision_of_products_is_put_back():
-    """Also after an error."""
-    assert torch.get_float32_matmul_precision() == "highest"
-    inside = []
-
-    def fail():
-        with auto_encoder.matmul_precision("medium"):
-            inside.append(torch.get_float32_matmul_precision())
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert inside == ["medium"]
+def test_the_first_epochs_are_on_the_map_of_the_training_images(small_run, monkeypatch, images):
+    """Not of those that are held out. Products are in half the precision, as the settings say."""
+    epochs = spy(monkeypatch, auto_encoder, "train_epoch")
+    small_run("whole")
+    places = som_positions(images[:60].view(-1, 28, 28), seed=0)
+    assert [call.epoch for call in epochs] == [0, 1, 2, 3]
+    for call in epochs[:2]:
+        assert torch.equal(call.som_phase.places, places)
+    for call in epochs[2:]:
+        assert call.som_phase is None
+    for call in epochs:
+        assert torch.equal(call.x, images[:60])
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-# --- The log ----------------------------------------------------------------------------------
+def test_each_epoch_is_in_the_precision_of_the_settings(small_run, monkeypatch):
+    seen = []
+    train_epoch = auto_encoder.train_epoch
+
+    def looking(*args):
+        seen.append(torch.get_float32_matmul_precision())
+        train_epoch(*args)
+
+    monkeypatch.setattr(auto_encoder, "train_epoch", looking)
+    small_run("medium", epochs=1)
+    small_run("high", epochs=1, matmul_precision="high")
+    assert seen == ["medium", "high"]
 
 
-def test_default_settings():
-    assert auto_encoder.default_settings(GridVAE(*SMALL)) is GRID_SETTINGS
-    assert auto_encoder.default_settings(VAE(2, *SMALL)) is PLAIN_SETTINGS
-    assert auto_encoder.default_settings(AutoEncoder(2, *SMALL)) is PLAIN_SETTINGS
+@pytest.fixture
+def weights_after(monkeypatch):
+    """The weights after so many epochs, {number: weights}; epoch 1, the second, is made the best.
+
+    The loss on held-out images is replaced by a falling, then a rising one.
+    """
+    weights = {}
+    epoch_metrics = auto_encoder.epoch_metrics
+
+    def measured(model, *args):
+        weights[len(weights) + 1] = copy.deepcopy(model.state_dict())
+        entry = epoch_metrics(model, *args)
+        entry["validation"]["L_tot"] = [300.0, 200.0, 210.0, 205.0, 201.0][len(weights) - 1]
+        return entry
+
+    monkeypatch.setattr(auto_encoder, "epoch_metrics", measured)
+    return weights
+
+
+def test_the_best_weights_are_restored_and_saved(small_run, weights_after):
+    """Training ends after two more epochs without improvement."""
+    run = small_run("patient", epochs=5, patience=2)
+    assert len(run.history.log) == 4
+    assert run.history.best_epoch == 1
+    assert_same_tensors(run.model.state_dict(), weights_after[2])
+    saved = load_checkpoint(run.files["checkpoint"])
+    assert_same_tensors(saved.state_dict(), weights_after[2])
+    assert saved.metadata == {**METADATA, "epochs": 2}
+
+
+def test_snapshots_are_of_the_model_after_so_many_epochs(small_run, weights_after):
+    """0, 1, 2 and 5: by the weights that it had then."""
+    run = small_run("whole", epochs=5)
+    weights_after[0] = small_grid_vae().state_dict()
+    assert sorted(run.history.snapshots) == [0, 1, 2, 5]
+    then = small_grid_vae()
+    for epochs_done, snapshot in run.history.snapshots.items():
+        then.load_state_dict(weights_after[epochs_done])
+        with torch.no_grad():
+            last_codes = then.codes(run.digits.last_x_test)
+            shown_images = then.decode(then.codes(run.digits.x_shown)).sigmoid()
+        torch.testing.assert_close(snapshot["last_codes"], last_codes)
+        torch.testing.assert_close(snapshot["shown_images"], shown_images)
+
+
+def test_what_training_logs(small_run, capsys):
+    """The file has what it returns, and a line is printed for each epoch."""
+    run = small_run("whole")
+    log = run.history.log
+    for entry in log:
+        assert 0 < entry["seconds"] < 60
+        assert entry["seconds"] == round(entry["seconds"], 2)
+    assert json.loads(run.files["metrics"].read_text()) == {**METADATA, "log": log}
+    lines = ["placing the training images on a self-organising map ..."]
+    for epoch, entry in enumerate(log):
+        lines.append(auto_encoder.format_epoch(epoch, entry, "test"))
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_training_goes_on_where_it_was_interrupted(small_run, monkeypatch):
+    """In its second epoch, which is on the map, and in its third before any step."""
+    whole = small_run("whole")
+    train_epoch = auto_encoder.train_epoch
+
+    def interrupted_in(stop):
+        """A function that trains until Ctrl-C comes at the end of epoch `stop`."""
+
+        def train(model, optimizers, x, epoch, *args):
+            train_epoch(model, optimizers, x, epoch, *args)
+            if epoch == stop:
+                raise KeyboardInterrupt
+
+        return train
+
+    for stop, resume in ((1, False), (2, True)):
+        with monkeypatch.context() as patched:
+            patched.setattr(auto_encoder, "train_epoch", interrupted_in(stop))
+            message = f"^ after {stop} epochs; they are saved, --resume continues$"
+            with pytest.raises(KeyboardInterrupt, match=message):
+                small_run("broken", resume=resume)
+    resumed = small_run("broken", resume=True)
+
+    for first, second in zip(whole.history.log, resumed.history.log, strict=True):
+        assert {**first, "seconds": 0} == {**second, "seconds": 0}
+    assert_same_tensors(whole.model.state_dict(), resumed.model.state_dict())
+    assert whole.history.snapshots.keys() == resumed.history.snapshots.keys()
+    for epochs_done, snapshot in whole.history.snapshots.items():
+        assert_same_tensors(snapshot, resumed.history.snapshots[epochs_done])
+
+
+def test_an_interruption_of_the_first_epoch_saves_nothing(small_run, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(auto_encoder, "train_epoch", interrupt)
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        small_run("broken")
 
 
 def test_held_out_images_are_the_last():
@@ -626,86 +795,130 @@ def test_held_out_images_are_the_last():
         auto_encoder.hold_out(x, 10)
 
 
-def log_of(*totals):
-    return [{"validation": {"L_tot": total}, "test": {"L_tot": -total}} for total in totals]
+# --- Metrics ----------------------------------------------------------------------------------
 
 
-def test_the_best_epoch_and_the_end():
-    """The first of the best on the held-out images; without any, the last."""
-    assert auto_encoder.best_epoch(log_of(5, 3, 4)) == 1
-    assert auto_encoder.best_epoch(log_of(5, 3, 3)) == 1
-    assert auto_encoder.best_epoch([{"test": {}}, {"test": {}}]) == 1
-    assert auto_encoder.best_epoch([{"test": {}}]) == 0
-    assert auto_encoder.best_epoch(log_of(5)) == 0
-    patient = dataclasses.replace(PLAIN_SETTINGS, epochs=5, patience=2)
-    assert not auto_encoder.is_finished([], patient)
-    assert not auto_encoder.is_finished(log_of(3, 4), patient)
-    assert auto_encoder.is_finished(log_of(3, 4, 4), patient)
-    assert not auto_encoder.is_finished(
-        log_of(3, 2, 4, 4), dataclasses.replace(patient, patience=3)
-    )
-    assert not auto_encoder.is_finished(log_of(5, 4, 3, 2), patient)
-    assert auto_encoder.is_finished(log_of(5, 4, 3, 2, 1), patient)
-    endless = dataclasses.replace(PLAIN_SETTINGS, epochs=5)
-    assert not auto_encoder.is_finished(log_of(1, 2, 3, 4), endless)
-
-
-def test_snapshots_are_taken_ever_more_rarely():
-    taken = [epochs for epochs in range(1, 1001) if auto_encoder.is_snapshot_time(epochs)]
-    assert taken == [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
-
-
-def test_what_an_epoch_measures(images):
+def test_what_is_measured_after_an_epoch(images, som_phase):
     """Each entry by `elbo` with a fixed seed; that of the Laplace posterior after the map."""
-    torch.manual_seed(0)
-    vae = GridVAE(*SMALL)
-    x_train, x_validation, x_test = images[:100], images[100:150], images[150:]
-    log = {
-        epoch: auto_encoder.measure(vae, x_train, x_validation, x_test, epoch, GRID_SETTINGS)
-        for epoch in (4, 5)  # the map is for the first quarter of twenty epochs
+    vae = small_grid_vae()
+    x_train, x_validation, x_test = images.split([100, 50, 100])
+    near_map = auto_encoder.epoch_metrics(vae, x_train, x_validation, x_test, som_phase)
+    entry = auto_encoder.epoch_metrics(vae, x_train, x_validation, x_test)
+    assert list(near_map) == ["train", "validation", "test"]
+    assert list(entry) == ["train", "validation", "test", "laplace"]
+    assert near_map["test"] == entry["test"]
+    measured = {
+        "train": (x_train, None),
+        "validation": (x_validation, None),
+        "test": (x_test, None),
+        "laplace": (x_test, vae.laplace_posterior(x_test)),
     }
-    assert list(log[4]) == ["train", "validation", "test"]
-    assert list(log[5]) == ["train", "validation", "test", "laplace"]
-    assert log[5]["test"] == log[4]["test"]
-    q = vae.laplace_posterior(x_test)
-    for name, x, posterior in (
-        ("train", x_train, None), ("validation", x_validation, None),
-        ("test", x_test, None), ("laplace", x_test, q),
-    ):  # fmt: skip
+    for name, (x, q) in measured.items():
         with torch.no_grad():
-            likelihood, divergence = vae.elbo(x, posterior, generator=generator())
+            likelihood, divergence = vae.elbo(x, q, generator=generator())
         known = {
             "L_tot": (divergence - likelihood).mean().item(),
             "L_likelihood": likelihood.mean().item(),
             "L_divergence": divergence.mean().item(),
         }
-        assert log[5][name] == pytest.approx(known, rel=1e-5)
-    without = auto_encoder.measure(VAE(3, *SMALL), x_train, x_train[:0], x_test, 9, PLAIN_SETTINGS)
-    assert list(without) == ["train", "test"]
+        assert entry[name] == pytest.approx(known, rel=1e-5)
+    usual = auto_encoder.epoch_metrics(VAE(3, *SMALL), x_train, x_train[:0], x_test)
+    assert list(usual) == ["train", "test"]
 
 
 def test_a_diverging_loss_is_an_error(images):
     """If it is not a number, or above ten times that of a blank guess, 5434 nats."""
-    model = AutoEncoder(2, *SMALL)
+    model = flat(AutoEncoder(2, *SMALL))
     for bias, is_error in ((0.0, False), (7.5, False), (-60.0, True), (math.nan, True)):
-        model.decoder.net[-1].weight.data.zero_()
         model.decoder.net[-1].bias.data.fill_(bias)
         if is_error:
-            with pytest.raises(
-                InputError, match=r"--lr: training diverges.*; give a smaller one \("
-            ):
-                auto_encoder.mean_elbo_terms(model, images)
+            with pytest.raises(InputError, match=r"--lr: training diverges.*; give a smaller one"):
+                auto_encoder.elbo_terms(model, images)
         else:
-            assert auto_encoder.mean_elbo_terms(model, images)["L_tot"] < 5435
+            assert auto_encoder.elbo_terms(model, images)["L_tot"] < 5435
     assert not model.training
+
+
+def test_log_likelihoods_of_grey_and_of_binarized_images():
+    """In closed form, as the decoder ignores its code and the encoder gives the prior.
+
+    Images are of one grey level each. With logit l for every pixel, log p(x) is 784 times
+    level * l - log(1 + exp(l)). For a binarized one it is so on average, with the deviation of 784
+    Bernoulli variables, each times l; if grey was rounded to black or white, it would be far off.
+    """
+    logit = 1.5
+    levels = torch.linspace(0.05, 0.45, 20)
+    x = levels[:, None].expand(20, 784).contiguous()
+    model = flat(VAE(3, *SMALL))
+    model.decoder.net[-1].bias.data.fill_(logit)
+    model.encoder[-1].weight.data.zero_()
+    model.encoder[-1].bias.data.zero_()
+    results, of_last = auto_encoder.final_metrics(model, digits_of(x, x))
+    known = 784 * (levels * logit - math.log1p(math.exp(logit)))
+    torch.testing.assert_close(of_last, known, rtol=1e-5, atol=0)
+    grey = known.mean().item()
+    assert results["log_likelihood"] == pytest.approx(grey, rel=1e-5)
+    variance_of_ink = (784 * levels * (1 - levels)).mean().item()
+    deviation = logit * math.sqrt(variance_of_ink / 20)
+    off = abs(results["log_likelihood_binarized"] - grey)
+    assert 0.01 * deviation < off < 4 * deviation
+    assert results["test"] == pytest.approx(
+        {"L_tot": -grey, "L_likelihood": grey, "L_divergence": 0}, rel=1e-5
+    )
+
+
+def test_the_final_metrics_of_the_laplace_posterior(monkeypatch):
+    """With a decoder that ignores its code it is N(0, 1/4^2), as wide as it may be."""
+    monkeypatch.setattr(GridVAE, "log_likelihood", lambda _, x, generator: torch.zeros(len(x)))
+    x = torch.rand(20, 784)
+    results, _ = auto_encoder.final_metrics(flat(small_grid_vae()), digits_of(x, x))
+    narrow = Normal(torch.zeros(2), 0.25)
+    known = kl_divergence(narrow, STANDARD_NORMAL).sum().item()
+    assert results["laplace"]["L_divergence"] == pytest.approx(known, abs=0.01)
+
+
+def test_the_final_metrics_of_an_auto_encoder():
+    """Among the training images each test image is there 15 times, with its label or another."""
+    x = torch.rand(20, 784, generator=generator())
+    labels = np.arange(20) % 10
+    for shift, accuracy in ((0, 1.0), (1, 0.0)):
+        digits = digits_of(x.repeat(15, 1), x)
+        train_labels = np.tile((labels + shift) % 10, 15)
+        digits = digits._replace(train_labels=train_labels, test_labels=labels)
+        results, of_last = auto_encoder.final_metrics(AutoEncoder(2, *SMALL), digits)
+        assert of_last is None
+        assert list(results) == ["test", "knn_accuracy", "knn_codes"]
+        assert results["knn_accuracy"] == accuracy
+        assert results["knn_codes"] == 20
 
 
 def test_log_lines():
     terms = {"L_tot": 161.467, "L_likelihood": -157.01, "L_divergence": 4.456}
     line = "L_tot 161.47 L_likelihood -157.01 L_divergence 4.46"
-    assert auto_encoder.format_elbo(terms) == line
-    both = {"train": terms, "test": terms}
-    assert auto_encoder.format_epoch(0, both, "test") == f"epoch 0: {line} | test {line}"
-    three = {**both, "validation": terms, "laplace": terms}
+    entry = {"train": terms, "test": terms}
+    assert auto_encoder.format_epoch(0, entry, "test") == f"epoch 0: {line} | test {line}"
+    entry = {**entry, "validation": terms, "laplace": terms}
     known = f"epoch 7: {line} | validation {line} | held-out {line}"
-    assert auto_encoder.format_epoch(7, three, "held-out") == known
+    assert auto_encoder.format_epoch(7, entry, "held-out") == known
+
+
+def test_result_lines():
+    """What is high and what is low: the gap, log p(x) of either kind, the accuracy."""
+    terms = {"L_tot": 120.5, "L_likelihood": -111.0, "L_divergence": 9.5}
+    laplace = {"L_tot": 118.25, "L_likelihood": -109.0, "L_divergence": 9.25}
+    results = {"test": terms, "knn_accuracy": 0.9583, "knn_codes": 1000}
+    likelihoods = {"log_likelihood": -114.52, "log_likelihood_binarized": -113.59}
+    knn = "k-NN accuracy 0.958 of the last 1000 test codes (k=15, among all training codes)"
+    first = "test L_tot 120.50 L_likelihood -111.00 L_divergence 9.50"
+    log_p = "test log p(x) -114.52 grey-scale, -113.59 binarized"
+    gap = (
+        "Laplace posterior L_tot 118.25 L_likelihood -109.00 L_divergence 9.25 | "
+        "the encoder's L_tot is 2.25 higher"
+    )
+    lines = auto_encoder.format_results(results, "test").splitlines()
+    assert lines == [first, knn]
+    lines = auto_encoder.format_results({**results, **likelihoods}, "test").splitlines()
+    assert lines == [first, f"{log_p} (a lower bound, importance sampling)", knn]
+    of_grid = {**results, **likelihoods, "laplace": laplace}
+    lines = auto_encoder.format_results(of_grid, "test").splitlines()
+    assert lines == [first, gap, f"{log_p} (quadrature)", knn]
