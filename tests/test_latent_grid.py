@@ -296,8 +296,9 @@ def test_log_of_the_standard_normal():
 
 
 def test_quadrature_has_converged(shipped, images):
-    finer = latent_grid.log_marginal_likelihood(shipped.decoder, images, 648)
-    difference = shipped.log_likelihood(images) - finer
+    few = images[:4]  # the fewer there are, the fewer tiles are decoded
+    finer = latent_grid.log_marginal_likelihood(shipped.decoder, few, 405)
+    difference = shipped.log_likelihood(few) - finer
     assert difference.mean().abs() < 0.02
     assert difference.abs().median() < 0.001
 
