@@ -251,6 +251,27 @@ def test_the_loss_of_the_regions_reaches_the_whole_encoder(images):
         torch.testing.assert_close(weight.grad, gradient, rtol=1e-3, atol=1e-7)
 
 
+def test_the_negative_elbo_reaches_the_whole_encoder(images):
+    """What it adds to the slope of the body's weights is its own slope."""
+    encoder = small_grid_vae().encoder
+    log_posterior = small_grid_vae().make_grid().log_likelihood_grid(images)
+    weights = list(encoder.body.parameters())
+    slopes = {}
+    for elbo_weight in (0.0, 1.0):
+        settings = dataclasses.replace(GRID_SETTINGS, elbo_weight=elbo_weight)
+        loss = auto_encoder.encoder_loss(encoder, images, log_posterior, settings, generator(1))
+        slopes[elbo_weight] = torch.autograd.grad(loss, weights)
+
+    posterior = log_posterior.softmax(1).view(-1, 9, 3, 9, 3)
+    likeliest = posterior.sum((2, 4)).flatten(1).argmax(1)
+    mean, logvar = encoder.gaussian(encoder.body(images), likeliest)
+    elbo = auto_encoder.grid_elbo(mean, logvar, log_posterior, generator(1))
+    expected = torch.autograd.grad(-elbo.mean(), weights)
+    for with_it, without_it, gradient in zip(slopes[1.0], slopes[0.0], expected, strict=True):
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(with_it - without_it, gradient, rtol=1e-3, atol=1e-4)
+
+
 def test_the_elbo_on_the_grid_has_antithetic_samples():
     """What is odd in the noise cancels: of a likelihood linear in u, near the centre."""
     u = (torch.arange(81.0) + 0.5) / 81
@@ -657,7 +678,7 @@ def assert_same_tensors(first, second):
 
 
 def test_the_first_epochs_are_on_the_map_of_the_training_images(small_run, monkeypatch, images):
-    """Not of those that are held out. Products are in half the precision, as the settings say."""
+    """Not of those that are held out."""
     epochs = spy(monkeypatch, auto_encoder, "train_epoch")
     small_run("whole")
     places = som_positions(images[:60].view(-1, 28, 28), seed=0)
@@ -668,10 +689,10 @@ def test_the_first_epochs_are_on_the_map_of_the_training_images(small_run, monke
         assert call.som_phase is None
     for call in epochs:
         assert torch.equal(call.x, images[:60])
-    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_each_epoch_is_in_the_precision_of_the_settings(small_run, monkeypatch):
+    """And what follows is in full precision."""
     seen = []
     train_epoch = auto_encoder.train_epoch
 
@@ -683,6 +704,7 @@ def test_each_epoch_is_in_the_precision_of_the_settings(small_run, monkeypatch):
     small_run("medium", epochs=1)
     small_run("high", epochs=1, matmul_precision="high")
     assert seen == ["medium", "high"]
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 @pytest.fixture
