@@ -20,15 +20,14 @@ Training is variational EM: the E-step finds the posterior p(z|x) with the decod
 M-step improves the decoder with the posterior held fixed. Besides, a network, the encoder, learns
 to give the posterior in one pass; that is called amortisation. See `train_step`:
 
-    grid            decode 81 x 81 codes z_g, evenly spaced in u: each stands for the same share of
+    grid            decode 54 x 54 codes z_g, evenly spaced in u: each stands for the same share of
                     the prior. This is done anew every 20 steps
     E-step          log p(x|z_g) for every image and code: one matrix product. As p(z_g) is the
                     same for all codes, Bayes' rule makes its softmax the grid posterior p(z_g|x).
                     The Laplace posterior is a Gaussian fitted at its highest peak
     amortisation    the plane is cut into 27 x 27 regions. The encoder classifies: its loss is the
                     cross-entropy against the regions' shares of the grid posterior. In a region
-                    it gives a Gaussian: that loss is the negative ELBO. Images and distorted
-                    copies of half of them are used
+                    it gives a Gaussian: that loss is the negative ELBO
     M-step          the decoder minimises -log p(x|z), with z drawn from the Laplace posterior with
                     twice its variance
     update          Muon, an optimizer for matrices, for those between hidden layers; AdamW for all
@@ -38,6 +37,9 @@ The first quarter of the epochs is a phase of its own (`SomPhase`): the grid has
 codes are pulled towards their images' places on a self-organising map. With it each digit has a
 few large islands (connected areas of the plane that decode to it) instead of many small ones.
 
+When the trained model encodes an image, the encoder proposes the Gaussians of its five likeliest
+regions, and the decoder chooses the one that explains the image best: see `GridVAE.encode`.
+
 What the parts buy: how much higher L_tot is without each, in nats, on held-out images after ten
 epochs on 15,000 images, a mean over three seeds (benchmarks/README.md). They do not add up:
 
@@ -46,7 +48,6 @@ epochs on 15,000 images, a mean over three seeds (benchmarks/README.md). They do
     Muon (AdamW for all weights)                                            3.1
     self-organising map (27 islands instead of 14)                          1.8
     sines and cosines of the decoder's input                                1.5
-    distorted copies                                                        0.5
     label smoothing of the regions' shares                                  0.3
     doubled variance (fewer decoded images are between two digits)         -0.2
 """
@@ -68,7 +69,6 @@ from tqdm import tqdm
 
 from data import MNIST, Digits, find_source, load_both_splits
 from lib import EVAL_BATCH, cli, explorer, latent_grid, plots
-from lib.augmentation import augment
 from lib.cli import Parser, Replaced, between, nonempty_path
 from lib.devices import choose_device
 from lib.errors import InputError
@@ -141,10 +141,6 @@ class TrainingSettings:
     # an image's own also learn that image, and fewer decoded images are between two digits, at a
     # small price in L_tot.
     posterior_temperature: float = 2.0
-    # The encoder also learns from distorted copies of this part of each batch, and how much these
-    # are distorted; see `augment`. The decoder does not: its images would be less sharp.
-    augmented_part: float = 0.5
-    augment_strength: float = 0.06
     # How much of a uniform distribution is mixed into the regions' probabilities, the encoder's
     # target (Szegedy et al. 2016, "Rethinking the Inception architecture").
     label_smoothing: float = 0.2
@@ -365,21 +361,16 @@ def train_step(vae, optimizers, x_train, indices, grid, settings, generator, som
     codes are drawn.
     """
     x = x_train[indices]  # [N, 784]
-    # The images of a batch are in random order, so these are a random part of them.
-    count = round(settings.augmented_part * len(x))
-    copies = augment(x[:count].view(-1, 28, 28), settings.augment_strength, generator)
-    x_encoder = torch.cat([x, copies.flatten(1)])  # [N + count, 784]
 
     # E-step: Bayes' rule on the grid. All nodes have the same prior mass, so log p(x|z_g) is the
-    # log posterior of the nodes, up to a constant for each image: [N + count, G].
-    log_posterior = grid.log_likelihood_grid(x_encoder)
+    # log posterior of the nodes, up to a constant for each image: [N, G].
+    log_posterior = grid.log_likelihood_grid(x)
     if som_phase:
-        originals = torch.cat([indices, indices[:count]])  # a copy has the place of its original
-        log_posterior = log_posterior + som_phase.log_som_prior(originals, grid.codes)
-    posterior_mean, posterior_logvar = latent_grid.fit_laplace(log_posterior[: len(x)], grid.codes)
+        log_posterior = log_posterior + som_phase.log_som_prior(indices, grid.codes)
+    posterior_mean, posterior_logvar = latent_grid.fit_laplace(log_posterior, grid.codes)
 
     # Amortisation: the encoder learns to give the posterior.
-    loss_of_encoder = encoder_loss(vae.encoder, x_encoder, log_posterior, settings, generator)
+    loss_of_encoder = encoder_loss(vae.encoder, x, log_posterior, settings, generator)
 
     # M-step: the decoder learns to give the images back from codes of the posterior, made wider.
     # The divergence does not depend on the decoder, so it is not in the loss.
@@ -395,9 +386,7 @@ def encoder_loss(encoder, x, log_posterior, settings, generator):
     """The loss of a RegionEncoder on images [N, 784], given the nodes' log posterior [N, G].
 
     It is the sum of two terms: the cross-entropy of the regions' probabilities, and `elbo_weight`
-    times the negative ELBO of the Gaussian in one region. Here that is the likeliest one by the
-    posterior; when the trained encoder is used (`RegionEncoder.forward`), it is the one that the
-    encoder itself finds likeliest.
+    times the negative ELBO of the Gaussian in one region, the likeliest one by the posterior.
     """
     probabilities = latent_grid.region_probabilities(log_posterior, encoder.regions_per_side)
     posterior_region = probabilities.argmax(1)
@@ -406,7 +395,7 @@ def encoder_loss(encoder, x, log_posterior, settings, generator):
     negative_elbo = -grid_elbo(mean, logvar, log_posterior, generator).mean()
     # The target is the whole posterior, so that several peaks stay several.
     region_loss = F.cross_entropy(
-        encoder.region_logits(features), probabilities, label_smoothing=settings.label_smoothing
+        encoder.classifier(features), probabilities, label_smoothing=settings.label_smoothing
     )
     return region_loss + settings.elbo_weight * negative_elbo
 
@@ -524,16 +513,16 @@ def epoch_metrics(model, x_train, x_validation, x_test, som_phase=None):
         entry["validation"] = elbo_terms(model, x_validation)
     entry["test"] = elbo_terms(model, x_test)
     if isinstance(model, GridVAE) and not som_phase:
-        entry["laplace"] = elbo_terms(model, x_test, model.make_grid())
+        entry["laplace"] = elbo_terms(model, x_test, model.make_grid().laplace_posterior)
     return entry
 
 
 @torch.no_grad()
-def elbo_terms(model, x, grid=None, pairs=0):
+def elbo_terms(model, x, encode=None, pairs=0):
     """L_tot, L_likelihood and L_divergence of images [N, 784], mean nats per image.
 
-    With a `LatentGrid` the Laplace posterior stands in for the encoder. The likelihood is that of
-    one sample of z for each image or the mean over so many `pairs` of samples.
+    `encode`, a function from images to mean and logvar, stands in for the model's own. The
+    likelihood is that of one sample of z for each image or the mean over so many `pairs` of them.
     Raises InputError: the loss is not finite, or far above that of a blank guess.
     """
     model.eval()
@@ -541,8 +530,8 @@ def elbo_terms(model, x, grid=None, pairs=0):
     terms = []
     for part in x.split(EVAL_BATCH):
         options = {"generator": generator}
-        if grid is not None:
-            options["q"] = grid.laplace_posterior(part)
+        if encode is not None:
+            options["q"] = encode(part)
         if pairs:
             likelihood, divergence = model.mean_elbo(part, pairs=pairs, **options)
         else:
@@ -581,7 +570,10 @@ def final_metrics(model, digits):
         results["log_likelihood_binarized"] = of_binarized.mean().item()
         last_log_likelihood = of_grey[-len(digits.last_x_test) :]
     if isinstance(model, GridVAE):
-        results["laplace"] = elbo_terms(model, x_test, model.make_grid(), PAIRS)
+        first_proposal = partial(model.encode, proposals=1)
+        results["first_proposal"] = elbo_terms(model, x_test, first_proposal, PAIRS)
+        laplace_posterior = model.make_grid().laplace_posterior
+        results["laplace"] = elbo_terms(model, x_test, laplace_posterior, PAIRS)
     # Neighbours are searched among all training images, also among held-out ones.
     train_codes = torch.cat([model.codes(part) for part in digits.x_train.split(CODES_AT_ONCE)])
     last_codes = model.codes(digits.last_x_test)
@@ -611,6 +603,8 @@ def format_results(results, test_name):
     """What is printed of the final metrics."""
     lines = [f"{test_name} {format_elbo(results['test'])}"]
     if "laplace" in results:  # of a GridVAE
+        first_proposal = format_elbo(results["first_proposal"])
+        lines.append(f"the encoder's first proposal alone {first_proposal}")
         above_laplace = results["test"]["L_tot"] - results["laplace"]["L_tot"]
         laplace = format_elbo(results["laplace"])
         lines.append(

@@ -31,14 +31,14 @@ from lib.latent_grid import log_standard_normal
 
 PIXELS = 28 * 28
 SHIPPED = Path(__file__).resolve().parent / "checkpoints/vae.safetensors"
-CHECKPOINT_FORMAT = "mnist-auto-encoder-6"
+CHECKPOINT_FORMAT = "mnist-auto-encoder-7"
 RETRAIN = "auto_encoder.py makes a new one"  # the end of error messages
 
 # Widths of the hidden layers, in the order in which they are computed; chosen on the last 5,000
 # training images, after training on the others.
 DECODER_WIDTHS = (256, 256, 256, 256, 512)
 ENCODER_WIDTHS = (512, 512, 256)
-REGION_ENCODER_WIDTHS = (512, 512, 512, 512)
+REGION_ENCODER_WIDTHS = (256, 256, 256)
 
 
 # --- Networks ---------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ class RegionEncoder(nn.Module):
         self.regions_per_side = regions_per_side
         regions = regions_per_side**2
         self.body = hidden_layers(PIXELS, widths)
-        self.region_logits = nn.Linear(widths[-1], regions)
+        self.classifier = nn.Linear(widths[-1], regions)
         self.readout = HiddenLayer(widths[-1], readout_width)
         # A region's matrix makes the four numbers of a Gaussian from the readout and a constant 1.
         # It is looked up with an embedding: the gradient of plain indexing depends on the number of
@@ -158,11 +158,14 @@ class RegionEncoder(nn.Module):
         self.matrices = nn.Embedding(regions, 4 * (readout_width + 1))
         nn.init.normal_(self.matrices.weight, std=self.INITIAL_MATRIX_STD)
 
-    def forward(self, x):
+    def propose(self, x, count):
+        """The Gaussians in the `count` likeliest regions of images [N, 784], the likeliest first.
+
+        [(mean, logvar), ...], [N, 2] each.
+        """
         features = self.body(x)
-        likeliest = self.region_logits(features).argmax(1)
-        mean, logvar = self.gaussian(features, likeliest)
-        return torch.cat([mean, logvar], 1)
+        likeliest = self.classifier(features).topk(count).indices  # [N, count]
+        return [self.gaussian(features, region_index) for region_index in likeliest.unbind(1)]
 
     def gaussian(self, features, region_index):
         """The Gaussian in given regions [N], from features of `body`: mean, logvar, [N, 2] each.
@@ -339,7 +342,8 @@ class GridVAE(VAE):
         decoder_widths=DECODER_WIDTHS,
         regions_per_side=27,  # of the encoder
         readout_width=64,  # R, what the Gaussian in a region is computed from
-        grid_side=81,  # nodes per side, a multiple of regions_per_side
+        grid_side=54,  # nodes per side, a multiple of regions_per_side
+        proposals=5,  # of the encoder, of which the decoder chooses one; see `encode`
     ):
         # super().__init__ calls make_encoder, which needs these. PyTorch allows numbers to be set
         # before it, but no layers.
@@ -347,22 +351,47 @@ class GridVAE(VAE):
         self.readout_width = readout_width
         super().__init__(2, encoder_widths, decoder_widths)
         self.grid_side = grid_side
+        self.proposals = proposals
         self.config = {
             "encoder_widths": list(encoder_widths),
             "decoder_widths": list(decoder_widths),
             "regions_per_side": regions_per_side,
             "readout_width": readout_width,
             "grid_side": grid_side,
+            "proposals": proposals,
         }
 
     def make_encoder(self, widths):
         return RegionEncoder(widths, self.regions_per_side, self.readout_width)
+
+    def encode(self, x, proposals=None):
+        """As in a `VAE`, but the encoder proposes several Gaussians, and the decoder chooses one.
+
+        The encoder's likeliest region is often a wrong one, but the right one is nearly always
+        among its first five. Of the Gaussians in these, the one with the highest ELBO is taken,
+        with the mean in place of a sample: log p(x|mean) - KL(q(z|x) || p(z)). The result is still
+        a function of the image alone, so L_tot is a bound as before. With `proposals=1` the encoder
+        is alone; by default there are as many as the model was made with.
+        """
+        if proposals is None:
+            proposals = self.proposals
+        means = []
+        logvars = []
+        scores = []
+        for mean, logvar in self.encoder.propose(x, proposals):
+            means.append(mean)
+            logvars.append(logvar)
+            scores.append(log_bernoulli(x, self.decode(mean)) - kl_divergence(mean, logvar))
+        best = torch.stack(scores).argmax(0)  # [N]; of equal ones the likeliest
+        image = torch.arange(len(x), device=x.device)
+        return torch.stack(means)[best, image], torch.stack(logvars)[best, image]
 
     def page_settings(self):
         return {
             **super().page_settings(),
             "kind": "VAE",  # the page's name for a RegionEncoder
             "regions_per_side": self.regions_per_side,
+            "proposals": self.proposals,
             "initial_logvar": self.encoder.INITIAL_LOGVAR,
         }
 

@@ -107,7 +107,6 @@ VARIANTS = {
     "half as near the self-organising map": Variant(settings=changed(som_sigma=0.1)),
     # The networks and how they are trained.
     "no sines and cosines": Variant(model=PlainDecoderVAE),
-    "no distorted copies": Variant(settings=changed(augmented_part=0.0)),
     "no label smoothing": Variant(settings=changed(label_smoothing=0.0)),
     "AdamW for all, no Muon": Variant(optimizers=adamw_for_all),
 }
@@ -141,7 +140,7 @@ def evaluate(model, x, labels, held_out, held_out_labels):
     train_codes = torch.cat([model.codes(part) for part in x.split(10_000)])
     predicted = knn_predict(train_codes, labels.numpy(), model.codes(held_out), NEIGHBOURS)
     encoder = auto_encoder.elbo_terms(model, held_out, pairs=PAIRS)
-    laplace = auto_encoder.elbo_terms(model, held_out, grid, pairs=PAIRS)
+    laplace = auto_encoder.elbo_terms(model, held_out, grid.laplace_posterior, PAIRS)
     return {
         "L_tot": encoder["L_tot"],
         "laplace": laplace["L_tot"],

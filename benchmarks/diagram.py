@@ -35,7 +35,7 @@ def picture(figure, left, middle, values, name):
 def draw(vae, x):
     """The diagram, for an image x [1, 784]."""
     features = vae.encoder.body(x)
-    predicted = vae.encoder.region_logits(features).softmax(1)
+    predicted = vae.encoder.classifier(features).softmax(1)
     log_posterior = vae.make_grid().log_likelihood_grid(x)
     posterior = latent_grid.region_probabilities(log_posterior, vae.regions_per_side)
     # z_1 grows to the right and z_2 upwards, as in the scatterplot.

@@ -32,7 +32,7 @@ def page_bytes(tensors, images, codes, labels, settings):
     - worst_first: the indices of all images, that on which the encoder loses most first
     - mean_loss: L_tot of all test images, nats per image
     - stretch, frequencies: of the decoder's inputs
-    - regions_per_side, initial_logvar: of a RegionEncoder
+    - regions_per_side, proposals, initial_logvar: of a RegionEncoder, as in models.py
     """
     contents = {
         **settings,

@@ -43,7 +43,7 @@ def test_a_checkpoint_says_what_its_architecture_depends_on(tmp_path):
     model = GridVAE(*SMALL, regions_per_side=9, readout_width=16, grid_side=45)
     (tmp_path / "a").write_bytes(checkpoint_bytes(model))
     loaded = load_checkpoint(tmp_path / "a")
-    assert loaded.encoder.region_logits.out_features == 81
+    assert loaded.encoder.classifier.out_features == 81
     assert loaded.encoder.readout.out_features == 16
     assert len(loaded.make_grid().codes) == 45**2
 

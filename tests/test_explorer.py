@@ -202,7 +202,7 @@ def compare_networks(page, model, x, labels):
 
     assert np.allclose(ask(page, "testImages.map((x) => [...x])"), x, atol=1e-6)
     assert ask(page, "settings.labels") == labels.tolist()
-    answers = ask(page, "testImages.map((x) => model.encoder.encode(x))")
+    answers = ask(page, "testImages.map((x) => encode(model, x))")
     known_mean, known_logvar = model.encode(x)
     for name, known in (("mean", known_mean), ("logvar", known_logvar)):
         found = torch.tensor([answer[name] for answer in answers])
@@ -758,7 +758,7 @@ def test_plain_auto_encoder(open_page, digits, tmp_path):
     model.fit_sampler(digits.x_train)
     page = open_page(page_of(model, digits, tmp_path / "page.html"))
     answer = finished(page)
-    codes = ask(page, "testImages.map((x) => model.encoder.encode(x).mean)")
+    codes = ask(page, "testImages.map((x) => encode(model, x).mean)")
     with torch.no_grad():
         known = model.codes(digits.last_x_test)
         index = page.evaluate("settings.worst_first[0]")

@@ -106,14 +106,16 @@ def test_each_region_has_a_matrix_of_its_own(encoder):
         assert ours[number].numpy() == pytest.approx(known, abs=1e-4)
 
 
-def test_the_encoder_answers_with_its_likeliest_region(encoder):
+def test_proposals_are_the_gaussians_of_the_likeliest_regions(encoder):
     x = torch.rand(4, 784)
-    encoder.region_logits.weight.data.zero_()
-    for region in (0, 4, 8):
-        encoder.region_logits.bias.data.zero_()
-        encoder.region_logits.bias.data[region] = 1
-        mean, logvar = encoder.gaussian(encoder.body(x), torch.full((4,), region))
-        assert torch.equal(encoder(x), torch.cat([mean, logvar], dim=1))
+    encoder.classifier.weight.data.zero_()
+    encoder.classifier.bias.data = torch.tensor([0, 3, 0, 0, 2, 0, 1, 0, 0.0])
+    proposed = encoder.propose(x, 3)
+    assert len(proposed) == 3
+    for region, (mean, logvar) in zip((1, 4, 6), proposed, strict=True):
+        known_mean, known_logvar = encoder.gaussian(encoder.body(x), torch.full((4,), region))
+        assert torch.equal(mean, known_mean)
+        assert torch.equal(logvar, known_logvar)
 
 
 def test_a_new_encoder_starts_at_its_regions_centres():
@@ -164,14 +166,14 @@ def test_a_config_builds_the_same_architecture(made):
 
 def test_default_architectures():
     grid, plain = GridVAE(), VAE(20)
-    assert [layer.out_features for layer in grid.encoder.body] == [512] * 4
+    assert [layer.out_features for layer in grid.encoder.body] == [256] * 3
     assert [layer.out_features for layer in plain.encoder] == [512, 512, 256, 40]
     for model in (grid, plain, AutoEncoder(2)):
         assert [part.out_features for part in model.decoder.net] == [*[256] * 4, 512, 784]
     assert (grid.regions_per_side, grid.readout_width, grid.grid_side, grid.latent_dim) == (
         27,
         64,
-        81,
+        54,
         2,
     )
     assert [layer.out_features for layer in AutoEncoder().encoder] == [512, 512, 256, 2]
@@ -209,6 +211,71 @@ def test_a_vae_samples_from_the_prior():
     vae, noise = VAE(3, *SMALL), torch.randn(4, 3)
     vae.fit_sampler(torch.rand(5, 784))
     assert torch.equal(vae.decoder.sample(noise), noise)
+
+
+def proposing_vae(proposals):
+    """A model with 3 x 3 regions whose proposals differ, and so do the images at their means."""
+    torch.manual_seed(0)
+    vae = GridVAE(*SMALL, regions_per_side=3, readout_width=5, grid_side=9, proposals=proposals)
+    torch.nn.init.normal_(vae.encoder.classifier.weight)
+    torch.nn.init.normal_(vae.encoder.matrices.weight)
+    torch.nn.init.normal_(vae.decoder.net[-1].weight)
+    return vae
+
+
+@torch.no_grad()
+def test_the_decoder_chooses_among_the_proposals(images):
+    """By a loop over images and regions: log p(x|mean) - KL, with torch.distributions."""
+    vae = proposing_vae(4)
+    standard_normal = Normal(torch.zeros(2), torch.ones(2))
+    ranks = []
+    for x, mean, logvar in zip(images, *vae.encode(images), strict=True):
+        logits = vae.encoder.classifier(vae.encoder.body(x[None]))[0]
+        candidates = []
+        for region in logits.argsort(descending=True)[:4]:
+            q_mean, q_logvar = vae.encoder.gaussian(vae.encoder.body(x[None]), region[None])
+            divergence = kl_divergence(Normal(q_mean[0], (q_logvar[0] / 2).exp()), standard_normal)
+            score = log_p_x_given_z(vae, x[None], q_mean)[0] - divergence.sum()
+            candidates.append((score.item(), q_mean[0], q_logvar[0]))
+        scores = [score for score, _, _ in candidates]
+        best = scores.index(max(scores))
+        ranks.append(best)
+        torch.testing.assert_close(mean, candidates[best][1], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logvar, candidates[best][2], rtol=1e-4, atol=1e-5)
+    assert set(ranks) == {0, 1, 2, 3}  # each is the best one of some image
+
+
+@torch.no_grad()
+def test_one_proposal_is_the_encoder_alone(images):
+    vae = proposing_vae(4)
+    features = vae.encoder.body(images)
+    likeliest = vae.encoder.classifier(features).argmax(1)
+    mean, logvar = vae.encode(images, proposals=1)
+    known_mean, known_logvar = vae.encoder.gaussian(features, likeliest)
+    assert torch.equal(mean, known_mean)
+    assert torch.equal(logvar, known_logvar)
+
+
+@torch.no_grad()
+def test_of_equally_good_proposals_the_likeliest_is_taken(images, monkeypatch):
+    """All decode to the same image, and nothing diverges."""
+    monkeypatch.setattr(models, "kl_divergence", lambda mean, logvar: torch.zeros(len(mean)))
+    vae = proposing_vae(4)
+    vae.decoder.net[-1].weight.zero_()
+    (likeliest_mean, _), *_ = vae.encoder.propose(images, 4)
+    assert torch.equal(vae.encode(images)[0], likeliest_mean)
+
+
+@torch.no_grad()
+def test_more_proposals_explain_no_worse(shipped, images):
+    """By what they are chosen by, the ELBO with the mean in place of a sample."""
+    previous = None
+    for proposals in (1, 2, 5, 27):
+        mean, logvar = shipped.encode(images, proposals)
+        score = log_p_x_given_z(shipped, images, mean) - models.kl_divergence(mean, logvar)
+        if previous is not None:
+            assert (score >= previous - 1e-3).all()
+        previous = score
 
 
 @pytest.mark.parametrize("kind", ["shipped", "plain"])

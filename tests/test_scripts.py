@@ -91,6 +91,7 @@ def test_log_and_metrics(finished_run):
     gap = results["test"]["L_tot"] - results["laplace"]["L_tot"]
     for part in (
         f"test L_tot {results['test']['L_tot']:.2f} ",
+        f"the encoder's first proposal alone L_tot {results['first_proposal']['L_tot']:.2f} ",
         f"Laplace posterior L_tot {results['laplace']['L_tot']:.2f} ",
         f"the encoder's L_tot is {gap:.2f} higher",
         f"log p(x) {results['log_likelihood']:.2f} grey-scale, "
