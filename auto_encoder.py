@@ -20,7 +20,7 @@ Training is variational EM: the E-step finds the posterior p(z|x) with the decod
 M-step improves the decoder with the posterior held fixed. Besides, a network, the encoder, learns
 to give the posterior in one pass; that is called amortisation. See `train_step`:
 
-    grid            decode 54 x 54 codes z_g, evenly spaced in u: each stands for the same share of
+    grid            decode 81 x 81 codes z_g, evenly spaced in u: each stands for the same share of
                     the prior. This is done anew every 20 steps
     E-step          log p(x|z_g) for every image and code: one matrix product. As p(z_g) is the
                     same for all codes, Bayes' rule makes its softmax the grid posterior p(z_g|x).

@@ -342,7 +342,7 @@ class GridVAE(VAE):
         decoder_widths=DECODER_WIDTHS,
         regions_per_side=27,  # of the encoder
         readout_width=64,  # R, what the Gaussian in a region is computed from
-        grid_side=54,  # nodes per side, a multiple of regions_per_side
+        grid_side=81,  # nodes per side, a multiple of regions_per_side
         proposals=5,  # of the encoder, of which the decoder chooses one; see `encode`
     ):
         # super().__init__ calls make_encoder, which needs these. PyTorch allows numbers to be set

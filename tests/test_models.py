@@ -173,7 +173,7 @@ def test_default_architectures():
     assert (grid.regions_per_side, grid.readout_width, grid.grid_side, grid.latent_dim) == (
         27,
         64,
-        54,
+        81,
         2,
     )
     assert [layer.out_features for layer in AutoEncoder().encoder] == [512, 512, 256, 2]
