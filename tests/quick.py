@@ -2,8 +2,7 @@
 
     python tests/quick.py auto_encoder.py --epochs 2 --out somewhere
 
-Muon multiplies in bfloat16, for which many processors have no instructions; with the usual networks
-they take seconds for a step. Models that were saved load as they are.
+Models that were saved load as they are.
 """
 
 import runpy

@@ -28,8 +28,7 @@ def read_run(name, kind="vae"):
 
 DEFAULT = read_json("checkpoints/vae.json")
 SEEDS = [DEFAULT, *(read_run(f"seed{seed}") for seed in (1, 2))]
-THREADS1 = read_run("threads1")
-SIXTY = read_run("epochs60")
+FASHION = read_run("fashion")
 SPEED, ANALYSIS, GENERATION, ISLANDS, QUADRATURE, EXPLORER, GAP = (
     read_json(f"benchmarks/{name}.json")
     for name in ("speed", "analysis", "generation", "islands", "quadrature", "explorer", "gap")
@@ -61,10 +60,9 @@ def spread(figures, form=".2f"):
 
 
 def both(name, figure, form=".2f"):
-    """A figure of the shipped run; as name_seeds of three seeds, as name_60 after 60 epochs."""
+    """A figure of the shipped run; as name_seeds of three seeds."""
     figures = [figure(run) for run in SEEDS]
-    parts = {name: f"{figures[0]:{form}}", f"{name}_seeds": spread(figures, form)}
-    return parts | {f"{name}_60": f"{figure(SIXTY):{form}}"}
+    return {name: f"{figures[0]:{form}}", f"{name}_seeds": spread(figures, form)}
 
 
 def ablation_rows(names):
@@ -105,14 +103,26 @@ def unsure(name):
 
 
 def best_peers():
-    """A row for each peer: the best of its learning rates."""
+    """A row for each peer at the best of its learning rates, from the curves of speed.py."""
     rows = []
     for name, rates in PEERS.items():
         rate, best = min(rates.items(), key=lambda item: item[1]["L_tot"])
+        seconds, l_tot = SPEED["curves"][f"Pythae's {name}"][-1]
         rows.append(
-            f"| Pythae's {name}, learning rate {float(rate):g}, 10 epochs | {best['L_tot']:.2f} | "
-            f"{100 * best['knn_accuracy']:.1f} | {best['seconds']:.0f} |"
+            f"| Pythae's {name}, learning rate {float(rate):g}, 10 epochs | {l_tot:.2f} | "
+            f"{100 * best['knn_accuracy']:.1f} | {seconds:.0f} |"
         )
+    return "\n".join(rows)
+
+
+def curve_rows():
+    """The ends of our runs and of those of the usual VAE with our decoder, side by side."""
+    ours = SPEED["curves"]["ours"]
+    usual = SPEED["curves"]["usual VAE with our decoder"]
+    epochs = SPEED["epochs_of_ours_and_of_the_usual_vae"]
+    rows = []
+    for count, (s, l_tot), (usual_s, usual_l_tot) in zip(epochs, ours, usual, strict=True):
+        rows.append(f"| {count} | {l_tot:.2f} | {s:.1f} | {usual_l_tot:.2f} | {usual_s:.1f} |")
     return "\n".join(rows)
 
 
@@ -159,16 +169,21 @@ def figures():
     results, versions = DEFAULT["results"], DEFAULT["versions"]
     gap_test, gap_train = (GAP[split]["amortisation_gap"] for split in ("test", "train"))
     even, random = GENERATION["even"], GENERATION["random"]
-    published = SPEED["conventional_example"]["as_published"]
-    on_tensors = SPEED["conventional_example"]["on_tensors"]
-    same_time = SPEED["ours_in_the_time_of_theirs_on_tensors"]
+    curves = SPEED["curves"]
+    published_seconds, published = curves["PyTorch's example, data loader"][-1]
+    tensors_seconds, tensors = curves["PyTorch's example, one tensor"][-1]
+    usual_seconds, usual = curves["usual VAE with our decoder"][-1]
+    in_time = [end for end in curves["ours"] if end[0] <= tensors_seconds]
+    same_time_seconds, same_time = in_time[-1]
+    target = min(published, tensors)
+    sooner = next(seconds for seconds, l_tot in curves["ours"] if l_tot <= target)
     islands = list(ISLANDS.values())
     judged = [even, *GENERATION["even_of_other_models"]]
     divergence = results["test"]["L_divergence"]
-    products = SPEED["milliseconds_of_products_as_multiplied"]
     pairs = [f"{pair} ({count})" for pair, count in ANALYSIS["most_confused"][:3]]
     named = {
         **both("tot", tot),
+        **both("alone", lambda run: tot(run, "first_proposal")),
         **both("laplace", lambda run: tot(run, "laplace")),
         **both("gap", lambda run: tot(run) - tot(run, "laplace")),
         **both("likelihood", lambda run: run["results"]["test"]["L_likelihood"]),
@@ -241,22 +256,24 @@ def figures():
         "gap_right": f"{ANALYSIS['encoder_less_laplace_in_right_region']:.2f}",
         "gap_wrong": f"{ANALYSIS['encoder_less_laplace_elsewhere']:.2f}",
         "shares": f"{round(math.exp(round(divergence, 2)), -2):,.0f}",
-        "threads1": f"{tot(THREADS1):.2f}",
-        "published": f"{published['test_L_tot']:.2f}",
-        "published_seconds": f"{published['seconds']:.1f}",
-        "tensors": f"{on_tensors['test_L_tot']:.2f}",
-        "tensors_seconds": f"{on_tensors['seconds']:.1f}",
-        "sooner_seconds": f"{SPEED['our_seconds_to_that_figure']:.1f}",
-        "sooner_published": f"{SPEED['times_sooner']['as_published']:.1f}",
-        "sooner_tensors": f"{SPEED['times_sooner']['on_tensors']:.1f}",
-        "same_time": f"{same_time['test_L_tot']:.2f}",
-        "same_time_seconds": f"{same_time['seconds']:.1f}",
-        "same_time_epochs": f"{same_time['epochs']}",
-        "same_time_knn": f"{100 * same_time['knn_accuracy']:.1f}",
-        "step": f"{SPEED['milliseconds_a_step']:.1f}",
-        "step_float32": f"{SPEED['milliseconds_of_float32_products']:.1f}",
-        "step_products": f"{products:.1f}",
-        "step_share": f"{100 * products / SPEED['milliseconds_a_step']:.0f}",
+        "published": f"{published:.2f}",
+        "published_seconds": f"{published_seconds:.1f}",
+        "tensors": f"{tensors:.2f}",
+        "tensors_seconds": f"{tensors_seconds:.1f}",
+        "usual": f"{usual:.2f}",
+        "usual_seconds": f"{usual_seconds:.0f}",
+        "sooner_seconds": f"{sooner:.1f}",
+        "sooner_published": f"{published_seconds / sooner:.1f}",
+        "sooner_tensors": f"{tensors_seconds / sooner:.1f}",
+        "same_time": f"{same_time:.2f}",
+        "same_time_seconds": f"{same_time_seconds:.1f}",
+        "same_time_epochs": f"{SPEED['epochs_of_ours_and_of_the_usual_vae'][len(in_time) - 1]}",
+        "curve_rows": curve_rows(),
+        "fashion": f"{tot(FASHION):.2f}",
+        "fashion_alone": f"{tot(FASHION, 'first_proposal'):.2f}",
+        "fashion_laplace": f"{tot(FASHION, 'laplace'):.2f}",
+        "fashion_minus_grey": f"{-FASHION['results']['log_likelihood']:.2f}",
+        "fashion_knn": f"{100 * FASHION['results']['knn_accuracy']:.1f}",
         "memory": f"{SPEED['peak_memory_MB']}",
         "page_size": f"{EXPLORER['megabytes']:.2f}",
         "page_first": f"{EXPLORER['seconds_to_first_picture']:.2f}",
@@ -273,40 +290,43 @@ def figures():
 
 ORDER = {  # the figures in each document, by their names above, as they stand there
     "README.md": """
-        torch tot tot_seeds laplace laplace_seeds amortisation amortisation_error knn_all
-        knn knn_seeds confidence kinds confidence_shipped kinds_shipped confidence_random
-        kinds_random tensors tensors_seconds same_time same_time_epochs training total
-        price_of_width_alone share_percent
+        torch tot tot_seeds alone alone_seeds laplace laplace_seeds amortisation
+        amortisation_error knn_all knn knn_seeds confidence kinds confidence_shipped
+        kinds_shipped confidence_random kinds_random tensors tensors_seconds
+        same_time same_time_epochs training total price_of_width_alone share_percent
+        alone
     """,
     "Report.md": """
         training total python torch numpy nodes_apart coarse price_of_regression
         price_of_width price_of_width_laplace unsure_narrow unsure_wide likelihood
-        divergence tot tot_seeds laplace laplace_seeds minus_binarized minus_grey
-        minus_grey_seeds knn knn_seeds published published_seconds tensors tensors_seconds
-        best_peers same_time_epochs tensors_seconds same_time same_time_knn
-        same_time_seconds tot knn total same_time_epochs ablation_short errors pairs slant
-        classifier islands share_percent unsure confidence_shipped least_confidence
-        least_confident kinds_shipped confidence confidence_real kinds kinds_random
-        gap_images amortisation amortisation_error worst_tenth approximation region
-        gap_right gap_wrong decoder_generalisation decoder_generalisation_error
-        encoder_generalisation encoder_generalisation_error tot_60 laplace_60 gap gap_60
-        divergence divergence shares latent20
+        divergence tot tot_seeds alone alone_seeds laplace laplace_seeds
+        minus_binarized minus_grey minus_grey_seeds knn knn_seeds published
+        published_seconds tensors tensors_seconds best_peers usual usual_seconds
+        same_time_epochs tensors_seconds same_time same_time_seconds tot knn total
+        ablation_short errors pairs slant classifier islands share_percent unsure
+        confidence_shipped least_confidence least_confident kinds_shipped confidence
+        confidence_real kinds kinds_random gap_images amortisation
+        amortisation_error worst_tenth approximation region gap_right gap_wrong
+        decoder_generalisation decoder_generalisation_error encoder_generalisation
+        encoder_generalisation_error divergence divergence shares latent20
     """,
     "benchmarks/README.md": """
-        torch tot tot_seeds tot_60 laplace laplace_seeds laplace_60 gap gap_seeds gap_60
-        grey grey_seeds grey_60 binarized binarized_seeds binarized_60 knn knn_seeds knn_60
-        threads1 gap_images gap_rows amortisation_error amortisation_median worst_tenth
-        decoder_generalisation decoder_generalisation_error encoder_generalisation
-        encoder_generalisation_error region gap_right gap_wrong border border_laplace
-        border_encoder islands_each share unsure classifier confidence confidence_random
-        confidence_seeds confidence_real kinds kinds_random confidence_shipped
-        least_confidence ablation price_of_width price_of_width_laplace unsure_narrow
-        unsure_wide price_of_sines price_of_muon published published_seconds tensors
-        tensors_seconds sooner_seconds sooner_published sooner_tensors same_time_epochs
-        same_time same_time_seconds step step_float32 step_products step_share memory
-        page_size page_first page_grid page_decode page_shade page_finished page_frames
-        quadrature coarse nodes_apart all_peers epoch0 epoch1 epoch19 tot ae32 latent20
-        recipe recipe_seconds recipe_ours recipe_ours_seconds
+        torch tot tot_seeds alone alone_seeds laplace laplace_seeds gap gap_seeds
+        grey grey_seeds binarized binarized_seeds knn knn_seeds gap_images gap_rows
+        amortisation_error amortisation_median worst_tenth decoder_generalisation
+        decoder_generalisation_error encoder_generalisation
+        encoder_generalisation_error region gap_right gap_wrong border
+        border_laplace border_encoder islands_each share unsure classifier
+        confidence confidence_random confidence_seeds confidence_real kinds
+        kinds_random confidence_shipped least_confidence ablation price_of_width
+        price_of_width_laplace unsure_narrow unsure_wide price_of_sines
+        price_of_muon curve_rows published published_seconds tensors tensors_seconds
+        sooner_seconds sooner_published sooner_tensors same_time_epochs same_time
+        same_time_seconds memory fashion fashion_alone fashion_laplace
+        fashion_minus_grey fashion_knn page_size page_first page_grid page_decode
+        page_shade page_finished page_frames quadrature coarse nodes_apart all_peers
+        epoch0 epoch1 epoch19 tot ae32 latent20 recipe recipe_seconds recipe_ours
+        recipe_ours_seconds
     """,
     "tests/README.md": "",
     "figures/README.md": "page_size",
@@ -329,6 +349,7 @@ CONSTANTS = {  # figures that no run here wrote: versions, settings, and what ot
     "figures/README.md": ["arXiv 2409.09011", "about 3.5 MB"],
     "benchmarks/README.md": [
         "at least 0.2 % of the plane",
+        "bfloat16, PyTorch 2.15.0",
         "Pythae 0.1.2",
         "its default learning rate of 0.0001, the usual 0.001, and two",
         "a learning rate of 0.003, a weight decay of 0.4",
@@ -360,7 +381,6 @@ PARTS = {  # of auto_encoder.py's docstring: the row of the ablation
     "Muon (AdamW for all": "AdamW for all, no Muon",
     "self-organising map": "no self-organising map",
     "sines and cosines": "no sines and cosines",
-    "distorted copies": "no distorted copies",
     "label smoothing": "no label smoothing",
     "doubled variance": "variance not doubled",
 }
@@ -382,10 +402,8 @@ def test_what_each_part_buys():
 def test_runs_differ_only_as_said():
     for seed, run in enumerate(SEEDS):
         assert run["settings"] == DEFAULT["settings"] | {"seed": seed}
-    assert THREADS1["settings"] == DEFAULT["settings"]
-    assert THREADS1["machine"]["threads"] == 1
-    assert THREADS1["results"] == DEFAULT["results"]
-    assert SIXTY["settings"] == DEFAULT["settings"] | {"epochs": 60}
+    fashion = {"data": FASHION["settings"]["data"]}
+    assert FASHION["settings"] == DEFAULT["settings"] | fashion != DEFAULT["settings"]
 
 
 def test_the_shipped_pictures_have_the_mark_of_a_run():
