@@ -17,39 +17,44 @@ point of the plane, with the prior N(0, I). Its place u in the unit square is, i
 the CDF of N(0, 1) at z; PyTorch calls this CDF ndtr, and its inverse ndtri.
 
 Training is variational EM: the E-step finds the posterior p(z|x) with the decoder held fixed, the
-M-step improves the decoder with the posterior held fixed. Besides, a network, the encoder, learns
-to give the posterior in one pass; that is called amortisation. See `train_step`:
+M-step improves the decoder with the posterior held fixed. At the same time the encoder network
+learns to give the posterior in one pass; that is called amortisation. See `train_step`:
 
     grid            decode 81 x 81 codes z_g, evenly spaced in u: each stands for the same share of
                     the prior. This is done anew every 20 steps
-    E-step          log p(x|z_g) for every image and code: one matrix product. As p(z_g) is the
-                    same for all codes, Bayes' rule makes its softmax the grid posterior p(z_g|x).
-                    The Laplace posterior is a Gaussian fitted at its highest peak
-    amortisation    the plane is cut into 27 x 27 regions. The encoder classifies: its loss is the
-                    cross-entropy against the regions' shares of the grid posterior. In a region
-                    it gives a Gaussian: that loss is the negative ELBO
+    E-step          log p(x|z_g) for every image and code: one matrix product. All codes stand
+                    for the same share of the prior, so by Bayes' rule the softmax of these numbers
+                    over the codes is the grid posterior p(z_g|x). A Gaussian is fitted to its
+                    highest peak: the Laplace posterior
+    amortisation    the plane is cut into 27 x 27 regions, and the encoder has two outputs. It says
+                    in which region the code lies; the loss is the cross-entropy against the
+                    regions' shares of the grid posterior. And it gives a Gaussian in the likeliest
+                    region; the loss is the negative ELBO. The two losses are added
     M-step          the decoder minimises -log p(x|z), with z drawn from the Laplace posterior with
                     twice its variance
-    update          Muon, an optimizer for matrices, for those between hidden layers; AdamW for all
-                    other weights. See lib/optimizers.py
+    update          the matrices between hidden layers are updated by Muon, an optimizer made for
+                    matrices, all other weights by AdamW. See lib/optimizers.py
 
-The first quarter of the epochs is a phase of its own (`SomPhase`): the grid has 27 x 27 codes, and
-codes are pulled towards their images' places on a self-organising map. With it each digit has a
-few large islands (connected areas of the plane that decode to it) instead of many small ones.
+The first quarter of the epochs is a phase of its own (`SomPhase`). A self-organising map lays the
+training images out in the plane, so that similar ones are neighbours. In this phase the grid has
+27 x 27 codes, and the posterior of an image is pulled towards its place on the map. Thanks to it
+each digit has a few large islands (connected areas of the plane that decode to it) instead of many
+small ones.
 
 When the trained model encodes an image, the encoder proposes the Gaussians of its five likeliest
 regions, and the decoder chooses the one that explains the image best: see `GridVAE.encode`.
 
 What the parts buy: how much higher L_tot is without each, in nats, on held-out images after ten
-epochs on 15,000 images, a mean over three seeds (benchmarks/README.md). They do not add up:
+epochs on 15,000 images, a mean over three seeds (benchmarks/README.md). It was measured when the
+encoder was larger and gave one proposal. The gains are not additive.
 
     Bayes' rule on a grid (without it: a usual VAE)                        17.9
     regions (an encoder that gives its Gaussian directly, by ELBO alone)   28.4
     Muon (AdamW for all weights)                                            3.1
-    self-organising map (27 islands instead of 14)                          1.8
+    self-organising map (without it: 27 islands instead of 14)              1.8
     sines and cosines of the decoder's input                                1.5
     label smoothing of the regions' shares                                  0.3
-    doubled variance (fewer decoded images are between two digits)         -0.2
+    doubled variance (without it: more decoded images between two digits)  -0.2
 """
 
 import dataclasses
@@ -97,8 +102,8 @@ from models import (
 class TrainingSettings:
     """How a model is trained. The default model, a GridVAE, has the GRID_SETTINGS below.
 
-    Where no other reason stands, a number was chosen by L_tot on the last 5,000 training images,
-    after training on the others.
+    Unless a comment gives another reason, a number was chosen by L_tot on the last 5,000 training
+    images, after training on the others.
     """
 
     # Passes over the training images.
@@ -111,7 +116,7 @@ class TrainingSettings:
     seed: int = 0
     # How many training images are held out, to choose the best epoch by.
     validation: int = 0
-    # Stop after so many epochs without improvement on them.
+    # Stop after this many epochs without improvement on the held-out images.
     patience: int | None = None
 
     # Weight decay of the matrices between hidden layers (Muon), and of the encoder's other weights
@@ -129,17 +134,16 @@ class TrainingSettings:
 
     # Steps between two grids; the decoder moves little in between.
     grid_refresh: int = 20
-    # The part of the epochs, the first ones, that is on the self-organising map: see `SomPhase`.
+    # The part of the epochs, at the start, that make the `SomPhase`. 0: there is no such phase.
     som_part: float = 0.0
     # Nodes per side of the grid in that phase; a multiple of the encoder's regions_per_side.
     som_grid_side: int = 27
-    # The standard deviation of codes around their places on the map, in u. This and the number of
-    # epochs were chosen by how the labels of training images lie in the plane, at a small price in
-    # L_tot.
+    # The standard deviation of codes around their places on the map, in u. This and som_part were
+    # chosen by how the labels of training images lie in the plane, at a small price in L_tot.
     som_sigma: float = 0.05
-    # In the M-step the Laplace posterior's variance is multiplied by this. At 2 the codes around
-    # an image's own also learn that image, and fewer decoded images are between two digits, at a
-    # small price in L_tot.
+    # In the M-step the Laplace posterior's variance is multiplied by this. At 2 the decoder learns
+    # an image at the codes around its own, too, and fewer decoded images are between two digits, at
+    # a small price in L_tot.
     posterior_temperature: float = 2.0
     # How much of a uniform distribution is mixed into the regions' probabilities, the encoder's
     # target (Szegedy et al. 2016, "Rethinking the Inception architecture").
@@ -167,7 +171,7 @@ GRID_SETTINGS = TrainingSettings(
 )
 
 # How many training images are used for the L_tot in the log; MNIST has as many test images. A plain
-# AutoEncoder also fits the Gaussian that it samples from to the codes of these: see `fit_sampler`.
+# AutoEncoder also uses these images to fit the Gaussian from which it later samples codes.
 TRACKED_IMAGES = 10_000
 
 
@@ -193,21 +197,21 @@ def main(argv=None):
     torch.manual_seed(args.seed)  # for the initial weights
     model = make_model(args.model, args.latent_dim).to(device)
     settings = settings_from(args, model)
-    with one_run(args.out):
+    with one_run(args.out):  # a lock: no second run into this folder
         check_outputs(files.values(), inputs=source.files)
         if args.resume:
             check_resumable(files)
-        with flush_denormal():
+        with flush_denormal():  # numbers below 1e-38 become 0: faster
             digits = load_both_splits(source, device)
             print(f"data: {describe_digits(digits)} from {source}", flush=True)
             metadata = run_metadata(args, settings, digits)
             history = train(model, digits, settings, files, metadata, args.resume)
             print("evaluating ...", flush=True)
-            results, last_log_likelihood = final_metrics(model, digits)
+            results, last_log_p_x = final_metrics(model, digits)
         print("drawing ...", flush=True)
-        pictures = draw_pictures(picture_data(model, digits, history, last_log_likelihood))
+        pictures = draw_pictures(picture_data(model, digits, history, last_log_p_x))
 
-        # "epochs": how many were done when these weights were saved; there may be more, worse ones.
+        # "epochs": how many were done when these weights were best; later ones were worse.
         summary = {**metadata, "epochs": history.best_epoch + 1, "results": results}
         training_seconds = sum(entry["seconds"] for entry in history.log)
         total_seconds = time.perf_counter() - started
@@ -225,8 +229,8 @@ def main(argv=None):
         }
         write_files({files[name]: content for name, content in outputs.items()})
         for name in FIGURES:
-            if name not in outputs:  # this model has no such picture; one may be left of another's
-                remove_if_ours(files[name])
+            if name not in outputs:  # a picture that only other models have
+                remove_if_ours(files[name])  # an earlier run may have left one
         remove_if_there(files["resume"])  # nothing is left to continue
     print(format_results(results, digits.test_name))
     print(f"trained for {training_seconds:.0f} s; this run took {total_seconds:.0f} s in all")
@@ -267,9 +271,9 @@ def train(model, digits, settings, files, metadata, resume=False):
         while not history.is_finished(settings.epochs, settings.patience):
             epoch = len(history.log)
             started = time.perf_counter()
-            if epoch >= settings.som_epochs:
+            if epoch == settings.som_epochs:
                 som_phase = None
-            elif som_phase is None:
+            elif epoch < settings.som_epochs and som_phase is None:
                 print("placing the training images on a self-organising map ...", flush=True)
                 som_phase = SomPhase(x_train, settings)
             with matmul_precision(settings.matmul_precision):
@@ -302,16 +306,16 @@ class SomPhase:
 
     def __init__(self, x_train, settings):
         """Place the training images [N, 784] on a map."""
-        with one_thread():  # its sums over all images would depend on the number of threads
+        with one_thread():  # on several, the last bits of its sums over all images would differ
             self.places = som_positions(x_train.view(-1, 28, 28), settings.seed)  # [N, 2], in u
         self.grid_side = settings.som_grid_side
         self.sigma = settings.som_sigma
 
     def log_som_prior(self, indices, codes):
-        """The log of the further factor of the posterior, beside the prior N(0, I): [n, G].
+        """The log of the Gaussian by which the posterior of images is multiplied: [n, G].
 
-        log N(u; place, sigma^2 I), up to a constant, at codes [G, 2] for images with these numbers,
-        [n].
+        log N(u; place, sigma^2 I), up to a constant, at codes [G, 2], for the training images of
+        these indices, [n].
         """
         u = torch.special.ndtr(codes)  # the CDF of N(0, 1)
         distances = torch.cdist(self.places[indices], u)
@@ -321,8 +325,8 @@ class SomPhase:
 def train_epoch(model, optimizers, x, epoch, settings, som_phase=None):
     """Train on every image of x, [N, 784], once; `epoch` counts from 0.
 
-    The progress bar of a GridVAE shows the L_tot of the Gaussians from which the decoder's codes
-    are drawn; the log has that of the encoder.
+    The progress bar of a GridVAE shows the L_tot that `train_step` returns, that of the widened
+    Laplace posterior; the log has that of the encoder.
     """
     model.train()
     # A random stream of its own for each epoch, so that --resume needs no saved random state.
@@ -331,10 +335,10 @@ def train_epoch(model, optimizers, x, epoch, settings, som_phase=None):
     generator = torch.Generator(x.device).manual_seed(int(seed))
     order = torch.randperm(len(x), generator=generator, device=x.device)
     index_batches = order.split(settings.batch_size)
-    name = f"epoch {epoch}, last {settings.epochs - 1}"  # counted from 0, as in the log
-    # tqdm: None means a bar only on a terminal. Python without a console (pythonw) has no stderr.
-    without_bar = None if sys.stderr else True
-    bar = tqdm(index_batches, desc=name, leave=False, disable=without_bar)
+    name = f"epoch {epoch} (0 to {settings.epochs - 1})"
+    # None: tqdm shows a bar only on a terminal. Python without a console (pythonw) has no stderr.
+    disable = None if sys.stderr else True
+    bar = tqdm(index_batches, desc=name, leave=False, disable=disable)
     for step, indices in enumerate(bar):
         part_of_epoch = (step + 0.5) / len(index_batches)  # at the middle of the step
         progress = (epoch + part_of_epoch) / settings.epochs
@@ -357,13 +361,14 @@ def train_step(vae, optimizers, x_train, indices, grid, settings, generator, som
 
     The step is one of variational EM (Neal & Hinton 1998, "A view of the EM algorithm"). The grid,
     and so the posterior, has no gradient: the encoder's loss trains the encoder alone, and the
-    decoder's loss the decoder alone. The L_tot is that of the Gaussians from which the decoder's
-    codes are drawn.
+    decoder's loss the decoder alone. The L_tot is that of the widened Laplace posterior, from which
+    the decoder's codes are drawn.
     """
     x = x_train[indices]  # [N, 784]
 
-    # E-step: Bayes' rule on the grid. All nodes have the same prior mass, so log p(x|z_g) is the
-    # log posterior of the nodes, up to a constant for each image: [N, G].
+    # E-step: Bayes' rule on the grid. All nodes have the same prior mass, so log p(x|z_g) is also
+    # the log of their posterior mass, up to a constant for each image: [N, G]. (As a density in z
+    # the posterior has the prior's density in it, too; `fit_laplace` multiplies it in.)
     log_posterior = grid.log_likelihood_grid(x)
     if som_phase:
         log_posterior = log_posterior + som_phase.log_som_prior(indices, grid.codes)
@@ -393,7 +398,8 @@ def encoder_loss(encoder, x, log_posterior, settings, generator):
     features = encoder.body(x)
     mean, logvar = encoder.gaussian(features, posterior_region)
     negative_elbo = -grid_elbo(mean, logvar, log_posterior, generator).mean()
-    # The target is the whole posterior, so that several peaks stay several.
+    # The target is the probabilities of all regions, not only the likeliest one, so that the
+    # encoder learns of all the peaks that an image has.
     region_loss = F.cross_entropy(
         encoder.classifier(features), probabilities, label_smoothing=settings.label_smoothing
     )
@@ -479,13 +485,13 @@ def check_resumable(files):
     if is_finished_run(metrics_file):
         raise InputError(
             f"--resume: this run is finished, its results are in {metrics_file}; "
-            "to keep them, name another folder with --out"
+            "to train anew, leave out --resume, and name another folder with --out to keep them"
         )
     raise InputError(f"--resume: {files['resume']} is not there; leave out --resume to begin anew")
 
 
 def is_finished_run(metrics_file):
-    """Whether a file of metrics is that of a finished run: it alone has results."""
+    """Whether a file of metrics is that of a finished run: only then it has results."""
     try:
         return "results" in json.loads(metrics_file.read_text())
     except (OSError, ValueError):
@@ -494,7 +500,7 @@ def is_finished_run(metrics_file):
 
 # --- Evaluation -------------------------------------------------------------------------------
 
-PAIRS = 8  # the final L_tot averages so many antithetic pairs of samples of z
+PAIRS = 8  # antithetic pairs of samples of z, over which the final L_tot is averaged
 NEIGHBOURS = 15  # k of the k-NN classifier that judges the codes
 CODES_AT_ONCE = 10_000  # images that are encoded at once, so that memory is bounded
 DIVERGED = 10 * PIXELS * math.log(2)  # nats: ten times the loss of giving each pixel 0.5
@@ -523,7 +529,7 @@ def elbo_terms(model, x, encode=None, pairs=0):
 
     `encode`, a function from images to mean and logvar, stands in for the model's own. The
     likelihood is that of one sample of z for each image or the mean over so many `pairs` of them.
-    Raises InputError: the loss is not finite, or far above that of a blank guess.
+    Raises InputError: the loss is not finite, or above DIVERGED.
     """
     model.eval()
     generator = torch.Generator(x.device).manual_seed(0)
@@ -537,7 +543,8 @@ def elbo_terms(model, x, encode=None, pairs=0):
         else:
             likelihood, divergence = model.elbo(part, **options)
         terms.append(torch.stack([likelihood, divergence]))
-    likelihood, divergence = torch.cat(terms, dim=1).mean(1).tolist()
+    both_terms = torch.cat(terms, dim=1)  # [2, N]
+    likelihood, divergence = both_terms.mean(1).tolist()
     l_tot = divergence - likelihood
     if not l_tot < DIVERGED:  # also if it is not a number
         raise InputError(
@@ -549,38 +556,39 @@ def elbo_terms(model, x, encode=None, pairs=0):
 
 @torch.no_grad()
 def final_metrics(model, digits):
-    """The final metrics of a model: on all test images, k-NN on the last 1000.
+    """The final metrics of a model on all test images, of k-NN on the last 1000; and log p(x).
 
-    Also log p(x) of each of the last 1000: [N], or None for a plain AutoEncoder, which has none.
+    Returns the two: a dict, and log p(x) of each of the last 1000 test images, [N], or None for a
+    plain AutoEncoder.
     The figures differ a little from those in the log, which come from one sample of z for each
     image and from products in `matmul_precision`; here they are in full float32.
     """
     x_test = digits.x_test
-    last_log_likelihood = None
+    last_log_p_x = None
     results = {"test": elbo_terms(model, x_test, pairs=PAIRS)}
     if isinstance(model, VAE):
         generator = torch.Generator(x_test.device).manual_seed(0)
         # Grey pixels are no samples of a Bernoulli variable. So log p(x) is also given for
         # binarized images, in which a pixel is ink with its grey value as the probability.
         binarized = torch.bernoulli(x_test, generator=generator)
-        # Together, as then a GridVAE decodes each of its codes once.
+        # Both in one call, so that a GridVAE decodes its grid only once.
         both = model.log_likelihood(torch.cat([x_test, binarized]), generator=generator)
         of_grey, of_binarized = both.chunk(2)
         results["log_likelihood"] = of_grey.mean().item()
         results["log_likelihood_binarized"] = of_binarized.mean().item()
-        last_log_likelihood = of_grey[-len(digits.last_x_test) :]
+        last_log_p_x = of_grey[-len(digits.last_x_test) :]
     if isinstance(model, GridVAE):
         first_proposal = partial(model.encode, proposals=1)
         results["first_proposal"] = elbo_terms(model, x_test, first_proposal, PAIRS)
         laplace_posterior = model.make_grid().laplace_posterior
         results["laplace"] = elbo_terms(model, x_test, laplace_posterior, PAIRS)
-    # Neighbours are searched among all training images, also among held-out ones.
+    # Neighbours are searched among all training images, also those held out for validation.
     train_codes = torch.cat([model.codes(part) for part in digits.x_train.split(CODES_AT_ONCE)])
     last_codes = model.codes(digits.last_x_test)
     predicted = knn_predict(train_codes, digits.train_labels, last_codes, NEIGHBOURS)
     results["knn_accuracy"] = float((predicted == digits.last_test_labels).mean())
     results["knn_codes"] = len(predicted)
-    return results, last_log_likelihood
+    return results, last_log_p_x
 
 
 def format_epoch(epoch, entry, test_name):
@@ -602,7 +610,8 @@ def format_elbo(terms):
 def format_results(results, test_name):
     """What is printed of the final metrics."""
     lines = [f"{test_name} {format_elbo(results['test'])}"]
-    if "laplace" in results:  # of a GridVAE
+    is_grid_vae = "laplace" in results
+    if is_grid_vae:
         first_proposal = format_elbo(results["first_proposal"])
         lines.append(f"the encoder's first proposal alone {first_proposal}")
         above_laplace = results["test"]["L_tot"] - results["laplace"]["L_tot"]
@@ -611,7 +620,7 @@ def format_results(results, test_name):
             f"Laplace posterior {laplace} | the encoder's L_tot is {above_laplace:.2f} higher"
         )
     if "log_likelihood" in results:
-        method = "quadrature" if "laplace" in results else "a lower bound, importance sampling"
+        method = "quadrature" if is_grid_vae else "a lower bound, importance sampling"
         grey = results["log_likelihood"]
         binarized = results["log_likelihood_binarized"]
         lines.append(
@@ -630,7 +639,7 @@ PROJECT = Path(__file__).resolve().parent
 MAX_INTEGER = 2**31 - 1  # of flags that have no other limit
 
 
-# Flags on few lines each:
+# Each flag is kept on few lines.
 # fmt: off
 def parse_arguments(argv):
     parser = Parser(__doc__)

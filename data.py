@@ -1,14 +1,15 @@
 """Reads digits: finds the files, reads them, checks them. The formats are in lib/digit_files.py.
 
-`--data` and the functions below take the path of one of these, as they are downloaded:
+`--data` and the functions below take a path to one of these, just as downloaded:
 - a folder with LeCun's four idx files in it or up to three folder levels below: MNIST by LeCun,
   torchvision or Kaggle, Fashion-MNIST, KMNIST, EMNIST digits (they are turned upright), QMNIST;
-  compressed or not. One of the four files stands for all of them.
+  compressed or not. Naming any one of the four files is enough.
 - a folder with a train and a test table (CSV), as Kaggle has them: `mnist_train.csv` and
   `mnist_test.csv`, or in folders train/ and test/.
 - one table: each line has a label, first or last, and 784 pixels, with commas between them; the
-  first line may name the columns. OpenML's, or a folder with Kaggle's digit recognizer, whose
-  `test.csv` has no labels. A fifth of the images of each digit is held out for testing.
+  first line may name the columns. Examples are OpenML's table and the folder of Kaggle's digit
+  recognizer (its `test.csv` has no labels and is not used). A fifth of the images of each digit is
+  held out for testing.
 - Keras's `mnist.npz`.
 
 Pixels are 0 (paper) to 255 (ink).
@@ -37,7 +38,7 @@ DIGITS = 10  # labels are 0 to 9
 LAST_TEST_IMAGES = 1000  # the homework asks for the codes of the last 1000
 DOWNLOAD_TIMEOUT = 30  # seconds without an answer; torchvision alone would wait for ever
 DEPTH = 3  # levels of folders below the one that is given
-BRIGHT = 127  # a higher mean pixel is of dark ink on bright paper; MNIST's is 33
+BRIGHT = 127  # if the mean pixel is higher, it is probably dark ink on bright paper; MNIST's is 33
 LECUN = {  # the names of the four idx files
     ("train", "images"): "train-images-idx3-ubyte",
     ("train", "labels"): "train-labels-idx1-ubyte",
@@ -45,7 +46,7 @@ LECUN = {  # the names of the four idx files
     ("test", "labels"): "t10k-labels-idx1-ubyte",
 }
 KERAS = ("x_train", "y_train", "x_test", "y_test")
-READABLE = (
+READABLE_FORMS = (
     f"what can be read: {', '.join(LECUN.values())}; or tables (.csv) with train and test in their "
     "names, or one table; or Keras's mnist.npz"
 )
@@ -60,7 +61,7 @@ class Source(NamedTuple):
     test_name: str = "test"  # the name of the second split in messages: "test" or "held-out"
 
     def __str__(self):
-        """Where the images are. EMNIST's are stored transposed, which is said, too."""
+        """Where the images are. Of EMNIST's it adds that they were turned upright."""
         upright = ", turned upright" if digit_files.is_transposed(self.files[0]) else ""
         return self.place + upright
 
@@ -80,7 +81,7 @@ class Source(NamedTuple):
 def find_source(path):
     """The source of digits at a path; the forms are those at the top of this file.
 
-    Only the shipped copy's folder is filled by a download, if its files are missing.
+    If the files of the shipped copy are missing, they are downloaded; only there.
     Raises InputError: there is none, or there are several.
     """
     path = Path(path)
@@ -108,16 +109,17 @@ def _find_in_folder(folder):
     ]
     if len(sources) > 1:
         places = ", ".join(sorted(source.place for source in sources))
-        raise InputError(f"{folder}: several sets: {places}; name the folder or a file of one")
+        raise InputError(f"{folder}: several sets: {places}; name one of them")
     if sources:
         return sources[0]
-    unread_tables = [path for path in files if path.suffix.lower() == ".csv"]
-    if unread_tables:
-        path = unread_tables[0]
+    # None of the tables that are there could be a source: say why of the first.
+    other_tables = [path for path in files if path.suffix.lower() == ".csv"]
+    if other_tables:
+        path = other_tables[0]
         raise InputError(f"{path}: {digit_files.first_line_fault(path, COLUMNS)}")
     names = [path.name for path in sorted(folder.iterdir())]
     found = ", ".join(names[:5]) or "nothing"
-    raise InputError(f"{folder}: no digits; found {found}; {READABLE}")
+    raise InputError(f"{folder}: no digits; found {found}; {READABLE_FORMS}")
 
 
 def _source_of_file(path):
@@ -125,6 +127,7 @@ def _source_of_file(path):
     if digit_files.parse_idx_name(path.name):
         path = path.absolute()
         for idx_set in digit_files.find_idx_sets(digit_files.files_beside(path)):
+            # Of each of the four there may be several files, say a plain and a compressed one.
             if any(path in same_files for same_files in idx_set.values()):
                 return _idx_source(idx_set)
     if path.suffix.lower() == ".npz":
@@ -137,9 +140,8 @@ def _source_of_file(path):
 def _idx_source(idx_set):
     """The source of a set of idx files, as `find_idx_sets` gives it.
 
-    Its place is their folder, or as "gzip/emnist-digits-*", if their names have a prefix.
+    Its place is the folder. If the names have a prefix, it is added, as "gzip/emnist-digits-*".
     """
-    # A file may lie there twice, say plain and compressed.
     files = [same_files[0] for same_files in idx_set.values()]
     folder = Path(os.path.commonpath([digit_files.folder_of_set(path) for path in files]))
     prefix, _, _ = digit_files.parse_idx_name(files[0].name)
@@ -165,7 +167,8 @@ def _download(folder):
     print(f"MNIST is not in {folder}; downloading it ...", flush=True)
     attempt = "importing torchvision"
     try:
-        from torchvision import datasets  # only here: built for another PyTorch it cannot load
+        # Imported only here, as a torchvision that was built for another PyTorch cannot be.
+        from torchvision import datasets
 
         attempt = "the download"
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
@@ -176,7 +179,9 @@ def _download(folder):
             contents = {folder / "MNIST/raw" / path.name: path.read_bytes() for path in fetched}
     except Exception as error:  # ImportError, RuntimeError, URLError ..., depending on the release
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{folder}: no digits ({attempt} failed: {reason}); {READABLE}") from error
+        raise InputError(
+            f"{folder}: no digits ({attempt} failed: {reason}); {READABLE_FORMS}"
+        ) from error
     write_files(contents)
 
 
@@ -232,7 +237,7 @@ def _read_and_hold_out(path):
 def checked(images, images_place, labels, labels_place):
     """Images as uint8 [N, 28, 28] and labels as int64 [N].
 
-    Raises InputError, which names an array's place: these are no images, or no labels of theirs.
+    Raises InputError, which names an array's place: the arrays are not images and their labels.
     """
     if images.ndim == 1 or labels.ndim == 3:
         raise InputError(f"{images_place}: holds no images; are images and labels swapped?")
@@ -241,8 +246,11 @@ def checked(images, images_place, labels, labels_place):
         raise InputError(f"{images_place}: images [N, 28, 28] and labels [N] needed; found {found}")
     if len(images) != len(labels) or len(images) == 0:
         found = f"{len(images)} images, but {len(labels)} labels in {labels_place}"
-        raise InputError(f"{images_place}: found {found}; as many are needed")
-    for array, place, highest in (images, images_place, 255), (labels, labels_place, DIGITS - 1):
+        raise InputError(f"{images_place}: found {found}; there must be as many")
+    for array, place, highest in (
+        (images, images_place, 255),
+        (labels, labels_place, DIGITS - 1),
+    ):
         needed = f"whole numbers from 0 to {highest} needed"
         if array.dtype.kind not in "iu":  # integers, signed and unsigned
             raise InputError(f"{place}: {needed}; found the type {array.dtype}")
@@ -256,6 +264,7 @@ def checked(images, images_place, labels, labels_place):
 def load_digits(path, split):
     """A split, "train" or "test": images uint8 [N, 28, 28], 255 is ink, labels int64 [N], 0 to 9.
 
+    For use from Python, as in the README; the scripts call `load_both_splits`.
     Raises InputError: there is no set, or several; a file is missing, unreadable or not what its
     name says.
     """
@@ -324,5 +333,5 @@ def first_ten_of_each_digit(labels):
     indices = []
     for digit in np.unique(labels):
         all_of_digit = np.flatnonzero(labels == digit)
-        indices.append(np.resize(all_of_digit, 10))  # which repeats them if they are fewer
+        indices.append(np.resize(all_of_digit, 10))  # it repeats them if there are fewer
     return np.concatenate(indices)

@@ -36,14 +36,14 @@ def main(argv=None):
         codes = read_codes(args.codes, decoder.latent_dim)
     else:
         noise = sample_noise(args.count, decoder.latent_dim, args.seed, args.draws)
-        codes = decoder.sample(noise).numpy()
+        codes = decoder.codes_from_noise(noise).numpy()
     images = decoder.decode_images(codes)  # [N, 784] in [0, 1]
     if not np.isfinite(images).all():
         raise InputError(f"{args.checkpoint}: decodes to numbers that are not finite; {RETRAIN}")
     pngs = [plots.image_png_bytes(image) for image in images]
 
     with one_run(args.out):
-        sheet = {}  # {path: PNG file}; with another folder there is none
+        sheet = {}  # {path: bytes}; the sheet is drawn only for the default folder
         if resolved(args.out) == resolved(OUT):
             with plots.own_style():
                 sheet[SHEET] = plots.draw_sheet(images, codes, decoder.decode_images)
@@ -55,7 +55,7 @@ def main(argv=None):
     print(f"wrote {len(pngs)} images to {args.out}{and_sheet}")
 
 
-# Flags on few lines each:
+# Each flag is kept on few lines.
 # fmt: off
 def parse_arguments(argv):
     parser = Parser(__doc__)
@@ -84,12 +84,12 @@ def read_codes(path, latent_dim):
     """
     if not path.is_file():
         raise InputError(f"--codes {path}: no such file")
-    # latin-1 decodes any bytes, so that NumPy says below what is no number.
+    # latin-1 can decode any bytes; what is not a number fails in loadtxt, which names it.
     text = path.read_text(encoding="latin-1").removeprefix(UTF8_MARK)
     delimiter = "," if "," in text else None  # None: blanks
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of an empty file
+            warnings.simplefilter("ignore")  # NumPy warns of an empty file; see below
             codes = np.loadtxt(io.StringIO(text), np.float32, delimiter=delimiter, ndmin=2)
     except ValueError as error:
         reason = str(error).rstrip(".")
@@ -99,7 +99,7 @@ def read_codes(path, latent_dim):
     if codes.shape[1] != latent_dim:
         found = codes.shape[1]
         raise InputError(f"--codes {path}: has {found} numbers per line, needs {latent_dim}")
-    if not (np.abs(codes) <= MAX_CODE).all():  # as it is for NaN, too
+    if not (np.abs(codes) <= MAX_CODE).all():  # written this way, it catches NaN, too
         raise InputError(f"--codes {path}: numbers must be finite and at most {MAX_CODE:,.0f}")
     return codes
 

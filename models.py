@@ -74,7 +74,7 @@ def mlp(inputs, widths, outputs):
 def split_parameters(network):
     """The matrices between the hidden layers of a network, and all its other parameters."""
     layers = [layer for layer in network.modules() if isinstance(layer, HiddenLayer)]
-    matrices = [layer.weight for layer in layers[1:]]  # the first layer sees the network's input
+    matrices = [layer.weight for layer in layers[1:]]  # the first is not between hidden layers
     matrix_ids = {id(matrix) for matrix in matrices}  # `in` would compare the tensors' elements
     others = [p for p in network.parameters() if id(p) not in matrix_ids]
     return matrices, others
@@ -100,7 +100,7 @@ class Decoder(nn.Module):
         self.net = mlp(input_width, widths, PIXELS)
         # What `sample` draws from: the prior, until an AutoEncoder puts its own codes' spread here.
         self.register_buffer("sample_mean", torch.zeros(latent_dim))
-        # Times its own transpose it is the covariance.
+        # sample_factor @ sample_factor.T is the covariance.
         self.register_buffer("sample_factor", torch.eye(latent_dim))
 
     def forward(self, z):
@@ -115,8 +115,8 @@ class Decoder(nn.Module):
             inputs.append(torch.cos(frequency * s))
         return torch.cat(inputs, dim=1)
 
-    def sample(self, noise):
-        """Codes from samples of N(0, I), both [N, latent_dim]."""
+    def codes_from_noise(self, noise):
+        """Codes to decode, made from noise of N(0, I), both [N, latent_dim]."""
         return self.sample_mean + noise @ self.sample_factor.T
 
     @torch.no_grad()
@@ -136,12 +136,12 @@ class RegionEncoder(nn.Module):
     The network first classifies. The plane is cut into regions_per_side x regions_per_side regions
     that have equal shares of the prior, and the network says in which of them the code lies. Then a
     small matrix that belongs to that region gives the Gaussian, relative to the region's centre and
-    width. What that is worth, beside a regression, is in benchmarks/README.md: "encoder without
-    regions".
+    width. How much better this is than to give the Gaussian directly is in benchmarks/README.md:
+    "encoder without regions".
     """
 
-    # A new encoder's Gaussians are at their regions' centres, as its matrices are nearly 0, and
-    # have a standard deviation of exp(-3 / 2) = 0.22 regions, so that they lie inside.
+    # At first the matrices are nearly 0, so that each Gaussian is at its region's centre, with a
+    # standard deviation of exp(-3 / 2) = 0.22 of the region's width: most of it lies inside.
     INITIAL_LOGVAR = -3
     INITIAL_MATRIX_STD = 0.02
 
@@ -153,8 +153,8 @@ class RegionEncoder(nn.Module):
         self.classifier = nn.Linear(widths[-1], regions)
         self.readout = HiddenLayer(widths[-1], readout_width)
         # A region's matrix makes the four numbers of a Gaussian from the readout and a constant 1.
-        # It is looked up with an embedding: the gradient of plain indexing depends on the number of
-        # threads, in its last bits, and the same seed is to give the same weights.
+        # It is looked up with an embedding: with plain indexing the last bits of the gradient would
+        # depend on the number of threads, and the same seed would not give the same weights.
         self.matrices = nn.Embedding(regions, 4 * (readout_width + 1))
         nn.init.normal_(self.matrices.weight, std=self.INITIAL_MATRIX_STD)
 
@@ -195,7 +195,7 @@ class RegionEncoder(nn.Module):
 class AutoEncoder(nn.Module):
     """A deterministic auto-encoder: `latent_dim` numbers make a code, and there is no prior.
 
-    `codes` gives the code of an image; a VAE also has `encode`, which gives its Gaussian.
+    `codes` gives the code of an image; a VAE also has `encode`, which gives the Gaussian q(z|x).
     """
 
     def __init__(self, latent_dim=2, encoder_widths=ENCODER_WIDTHS, decoder_widths=DECODER_WIDTHS):
@@ -237,7 +237,7 @@ class AutoEncoder(nn.Module):
         return self.elbo(x)
 
     def page_settings(self):
-        """What the page figures/explorer.html has to know of the networks to compute as they do."""
+        """Settings that the page figures/explorer.html needs to compute what the networks do."""
         return {
             "kind": "AutoEncoder",  # the page's name for an encoder that is an MLP
             "stretch": self.decoder.STRETCH,
@@ -253,10 +253,11 @@ class AutoEncoder(nn.Module):
         codes = codes.cpu().double()
         centred = codes - codes.mean(0)
         covariance = centred.T @ centred / len(x)
-        # If training diverges, the codes are not finite. That is reported where the loss is
-        # measured; nan_to_num keeps eigh from failing before.
+        # If training diverges, the codes are not finite. That is reported later, where the loss is
+        # measured; nan_to_num only keeps eigh from failing first.
         variances, axes = torch.linalg.eigh(covariance.nan_to_num())
         self.decoder.sample_mean.copy_(codes.mean(0))
+        # covariance = axes @ diag(variances) @ axes.T; this is a square root of it.
         self.decoder.sample_factor.copy_(axes * variances.clamp_min(0).sqrt())
 
 
@@ -304,15 +305,15 @@ class VAE(AutoEncoder):
         return likelihood / (2 * pairs), kl_divergence(mean, logvar)
 
     def fit_sampler(self, x):
-        """Nothing is to be fitted: the decoder samples from the prior."""
+        """There is nothing to fit: the decoder samples from the prior."""
 
     @torch.no_grad()
     def log_likelihood(self, x, samples=200, generator=None):
         """An estimate of log p(x) in nats, [N], for images [N, 784] in [0, 1].
 
-        From `samples` importance samples of the encoder: the log of the mean of p(x, z) / q(z|x).
-        On average it is a lower bound, the closer the more samples there are (Burda, Grosse &
-        Salakhutdinov 2016, "Importance weighted autoencoders", equation 8).
+        Draws importance samples, `samples` codes from q(z|x), and returns the log of the mean of
+        p(x, z) / q(z|x). On average this is below log p(x), and more samples bring it closer
+        (Burda, Grosse & Salakhutdinov 2016, "Importance weighted autoencoders", equation 8).
         """
         parts = [self._importance_sampled(part, samples, generator) for part in x.split(EVAL_BATCH)]
         return torch.cat(parts)
@@ -345,8 +346,8 @@ class GridVAE(VAE):
         grid_side=81,  # nodes per side, a multiple of regions_per_side
         proposals=5,  # of the encoder, of which the decoder chooses one; see `encode`
     ):
-        # super().__init__ calls make_encoder, which needs these. PyTorch allows numbers to be set
-        # before it, but no layers.
+        # super().__init__ calls make_encoder, which needs these. (Before super().__init__ PyTorch
+        # allows numbers to be set, but not layers.)
         self.regions_per_side = regions_per_side
         self.readout_width = readout_width
         super().__init__(2, encoder_widths, decoder_widths)
@@ -480,7 +481,7 @@ def load_checkpoint(path):
     those here, for example because a network was changed after it was saved.
     """
     weights, contents = checkpoints.read_file(path, CHECKPOINT_FORMAT, RETRAIN)
-    with as_input_error(path, "is of another architecture than models.py has", RETRAIN):
+    with as_input_error(path, "has another architecture than those in models.py", RETRAIN):
         model = MODELS[contents["model"]](**contents["config"])
         model.load_state_dict(weights)
         model.metadata = contents["metadata"]

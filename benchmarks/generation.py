@@ -27,7 +27,7 @@ def judge(network, decoder, draws):
     least_confident = []
     different_digits = []
     for seed in range(SEEDS):
-        codes = decoder.sample(sample_noise(COUNT, decoder.latent_dim, seed, draws))
+        codes = decoder.codes_from_noise(sample_noise(COUNT, decoder.latent_dim, seed, draws))
         confidence, digit = network(decoder(codes).sigmoid()).softmax(1).max(1)
         confidences.append(confidence.mean().item())
         least_confidences.append(confidence.min().item())

@@ -104,7 +104,7 @@ def draw_islands(vae, network):
     # z_1, which grows from row to row, is drawn to the right.
     axes.imshow(shown.swapaxes(0, 1), origin="lower", extent=(0, 1, 0, 1))
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    codes = vae.decoder.sample(sample_noise(20, 2, seed=0, draws="even"))
+    codes = vae.decoder.codes_from_noise(sample_noise(20, 2, seed=0, draws="even"))
     codes_u = torch.special.ndtr(codes).numpy()
     for name, cells in find_islands(digit.tolist()):
         if is_large(cells):

@@ -21,7 +21,7 @@ class PictureData(NamedTuple):
     # final model.
     snapshots: dict
     plane: plots.Plane  # that shows the final model's codes
-    last_log_likelihood: torch.Tensor | None  # log p(x) of the last test images, if there is one
+    last_log_p_x: torch.Tensor | None  # log p(x) of the last test images, if there is one
 
     @property
     def final(self):
@@ -52,7 +52,7 @@ def take_snapshot(model, digits):
     }
 
 
-def picture_data(model, digits, history, last_log_likelihood=None):
+def picture_data(model, digits, history, last_log_p_x=None):
     """What the pictures show of a training up to its best epoch, whose weights the model has."""
     final_epochs = history.best_epoch + 1
     taken = {**history.snapshots, final_epochs: take_snapshot(model, digits)}
@@ -62,7 +62,7 @@ def picture_data(model, digits, history, last_log_likelihood=None):
             snapshot = taken[epochs_done]
             snapshots[epochs_done] = {name: tensor.numpy() for name, tensor in snapshot.items()}
     plane = plots.plane_of(snapshots[final_epochs]["last_codes"])
-    return PictureData(model, digits, history.log, snapshots, plane, last_log_likelihood)
+    return PictureData(model, digits, history.log, snapshots, plane, last_log_p_x)
 
 
 def draw_scatter(shown):
@@ -184,8 +184,8 @@ def worst_first(shown):
     generator = torch.Generator(x.device).manual_seed(0)
     likelihood, divergence = shown.model.mean_elbo(x, generator=generator)
     excess = divergence - likelihood
-    if shown.last_log_likelihood is not None:
-        excess += shown.last_log_likelihood
+    if shown.last_log_p_x is not None:
+        excess += shown.last_log_p_x
     return excess.argsort(descending=True).tolist()
 
 

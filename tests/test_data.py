@@ -643,9 +643,7 @@ SEVERAL = {
 @pytest.mark.parametrize("kind", SEVERAL)
 def test_several_sets(folder, kind):
     first, second = sorted(str(folder / place) for place in SEVERAL[kind](folder))
-    message = refuse(
-        folder, f"{folder}: several sets: {first}, {second}; name the folder or a file"
-    )
+    message = refuse(folder, f"{folder}: several sets: {first}, {second}; name one of them")
     assert message.count(", ") == 1
 
 

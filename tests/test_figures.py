@@ -189,10 +189,10 @@ def test_shown_images_are_the_first_ten_test_images_of_each_digit(tmp_path):
 # --- The page ---------------------------------------------------------------------------------
 
 
-def page_settings(model, digits, log, last_log_likelihood=None):
+def page_settings(model, digits, log, last_log_p_x=None):
     """The settings of the page of a model after a training with this log."""
     history = History(log)
-    shown = figures.picture_data(model, digits, history, last_log_likelihood)
+    shown = figures.picture_data(model, digits, history, last_log_p_x)
     return figures.explorer_settings(shown)
 
 
@@ -225,15 +225,15 @@ def test_the_page_shows_first_what_the_encoder_loses_most_on(digits):
     model.encoder[-1].weight.data[2:] = 0
     model.encoder[-1].bias.data[2:] = -20
     x = digits.x_test
-    last_log_likelihood = 300 * torch.randn(30, generator=torch.Generator().manual_seed(0))
-    settings = page_settings(model, digits, log_of(150.0), last_log_likelihood)
+    last_log_p_x = 300 * torch.randn(30, generator=torch.Generator().manual_seed(0))
+    settings = page_settings(model, digits, log_of(150.0), last_log_p_x)
     with torch.no_grad():
         mean, logvar = model.encode(x)
         logits = model.decode(mean)
         likelihood = Bernoulli(logits=logits, validate_args=False).log_prob(x).sum(1)
         q = Normal(mean, (0.5 * logvar).exp())
         l_tot = kl_divergence(q, Normal(0.0, 1.0)).sum(1) - likelihood
-    excess = l_tot + last_log_likelihood
+    excess = l_tot + last_log_p_x
     assert settings["worst_first"] == excess.argsort(descending=True).tolist()
 
 

@@ -184,7 +184,7 @@ def test_an_auto_encoder_samples_like_its_codes(images):
     model = AutoEncoder(5).eval()
     model.fit_sampler(images)
     codes = model.codes(images).detach()
-    drawn = model.decoder.sample(torch.randn(200_000, 5))
+    drawn = model.decoder.codes_from_noise(torch.randn(200_000, 5))
     scale = codes.std(0)
     torch.testing.assert_close(drawn.mean(0) / scale, codes.mean(0) / scale, rtol=0, atol=0.02)
     both = [torch.cov(part.T, correction=0) / torch.outer(scale, scale) for part in (drawn, codes)]
@@ -194,7 +194,7 @@ def test_an_auto_encoder_samples_like_its_codes(images):
 def test_a_sampler_of_codes_that_do_not_vary_or_are_not_finite():
     model = AutoEncoder(3, *SMALL)
     model.fit_sampler(torch.rand(1, 784).repeat(5, 1))
-    drawn = model.decoder.sample(torch.randn(4, 3))
+    drawn = model.decoder.codes_from_noise(torch.randn(4, 3))
     torch.testing.assert_close(drawn, drawn[:1].expand(4, 3), rtol=0, atol=1e-5)
     model.encoder[0].weight.data[:] = torch.nan
     model.fit_sampler(torch.rand(5, 784))  # no error: the loss tells
@@ -210,7 +210,7 @@ def test_the_code_of_a_vae_is_the_mean():
 def test_a_vae_samples_from_the_prior():
     vae, noise = VAE(3, *SMALL), torch.randn(4, 3)
     vae.fit_sampler(torch.rand(5, 784))
-    assert torch.equal(vae.decoder.sample(noise), noise)
+    assert torch.equal(vae.decoder.codes_from_noise(noise), noise)
 
 
 def proposing_vae(proposals):

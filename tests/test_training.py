@@ -535,7 +535,7 @@ def test_the_progress_bar(monkeypatch, steps, without_terminal):
     run_epoch(torch.zeros(103, 784), epoch=4)
     (bar,) = Bar.made
     assert len(bar) == 21
-    assert bar.options == {"desc": "epoch 4, last 19", "leave": False, "disable": None}
+    assert bar.options == {"desc": "epoch 4 (0 to 19)", "leave": False, "disable": None}
     assert bar.texts == ([] if without_terminal else ["L_tot 12.3"] * 3)
 
 
