@@ -116,13 +116,12 @@ def best_peers():
 
 
 def curve_rows():
-    """The ends of our runs and of those of the usual VAE with our decoder, side by side."""
-    ours = SPEED["curves"]["ours"]
-    usual = SPEED["curves"]["usual VAE with our decoder"]
-    epochs = SPEED["epochs_of_ours_and_of_the_usual_vae"]
+    """The ends of our runs, and of those of the usual VAE with our decoder."""
     rows = []
-    for count, (s, l_tot), (usual_s, usual_l_tot) in zip(epochs, ours, usual, strict=True):
-        rows.append(f"| {count} | {l_tot:.2f} | {s:.1f} | {usual_l_tot:.2f} | {usual_s:.1f} |")
+    for name, key in (("ours", "our_epochs"), ("usual VAE with our decoder", "usual_epochs")):
+        ends = SPEED["curves"][name]
+        for epochs, (seconds, l_tot) in zip(SPEED[key], ends, strict=True):
+            rows.append(f"| {name} | {epochs} | {l_tot:.2f} | {seconds:.1f} |")
     return "\n".join(rows)
 
 
@@ -267,7 +266,7 @@ def figures():
         "sooner_tensors": f"{tensors_seconds / sooner:.1f}",
         "same_time": f"{same_time:.2f}",
         "same_time_seconds": f"{same_time_seconds:.1f}",
-        "same_time_epochs": f"{SPEED['epochs_of_ours_and_of_the_usual_vae'][len(in_time) - 1]}",
+        "same_time_epochs": f"{SPEED['our_epochs'][len(in_time) - 1]}",
         "curve_rows": curve_rows(),
         "fashion": f"{tot(FASHION):.2f}",
         "fashion_alone": f"{tot(FASHION, 'first_proposal'):.2f}",
