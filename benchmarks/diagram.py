@@ -57,7 +57,7 @@ def draw(vae, x):
     picture(figure, 0.1, UPPER, x.view(28, 28), "image x")
     box(1.42, UPPER, "encoder\nnetwork")
     picture(figure, 2.1, UPPER, regions[0], "27 x 27 regions")
-    box(3.75, UPPER, "of five Gaussians the\ndecoder chooses q(z|x)")
+    box(3.75, UPPER, "five Gaussians: the\ndecoder chooses one")
     box(5.3, UPPER, "decoder\nnetwork")
     picture(figure, 6.05, UPPER, vae.decode(vae.codes(x)).sigmoid().view(28, 28), "decoded")
     for start, end in ((0.85, 1.05), (1.8, 2.07), (2.85, 3.08), (4.45, 4.92), (5.68, 6.02)):
