@@ -60,7 +60,7 @@ def draw(vae, x):
     box(3.75, UPPER, "five Gaussians: the\ndecoder chooses one")
     box(5.3, UPPER, "decoder\nnetwork")
     picture(figure, 6.05, UPPER, vae.decode(vae.codes(x)).sigmoid().view(28, 28), "decoded")
-    for start, end in ((0.85, 1.05), (1.8, 2.07), (2.85, 3.08), (4.45, 4.92), (5.68, 6.02)):
+    for start, end in ((0.85, 1.05), (1.8, 2.07), (2.85, 3.03), (4.45, 4.92), (5.68, 6.02)):
         arrow((start, UPPER), (end, UPPER))
     axes.text(4.67, UPPER + 0.08, "z", size=SIZE, ha="center")
 
