@@ -30,7 +30,7 @@ COLUMNS = (
     "(auto, 1fr)",  # configuration
     "(1fr, auto, auto)",
     "(1fr, auto, auto, auto)",
-    "(5.8%,) * 10",  # the generated images
+    "(5%,) * 10",  # the generated images
     "(45%, 45%)",  # other pictures
     "(45%, 52.5%)",
     "(1fr, auto, auto, auto, auto, auto)",

@@ -1,7 +1,7 @@
 """L_tot over seconds, of `auto_encoder.py` and of others: speed.json and figures/speed.png.
 
     pip install pythae
-    python benchmarks/speed.py      # about half an hour on two cores
+    python benchmarks/speed.py      # about twenty minutes on two cores
 
 Seconds are from the start of the process to a test L_tot. All run on one machine, one after the
 other: PyTorch's VAE example with its data loader and with all images in one tensor, Pythae's VAE
@@ -78,7 +78,7 @@ def run_peer(name):
 
 
 def draw(curves):
-    """L_tot over seconds, both on logarithmic axes, as a PNG."""
+    """L_tot over seconds, these on a logarithmic axis, as a PNG."""
     figure = plots.new_figure(6.4, 4.2)
     axes = figure.subplots()
     for name, curve in curves.items():

@@ -46,7 +46,6 @@ SHORT = (  # rows of the report's table
     "encoder without regions",
     "variance not doubled",
     "no self-organising map",
-    "no distorted copies",
     "AdamW for all, no Muon",
 )
 
@@ -296,18 +295,17 @@ ORDER = {  # the figures in each document, by their names above, as they stand t
         alone
     """,
     "Report.md": """
-        training total python torch numpy nodes_apart coarse price_of_regression
-        price_of_width price_of_width_laplace unsure_narrow unsure_wide likelihood
-        divergence tot tot_seeds alone alone_seeds laplace laplace_seeds
-        minus_binarized minus_grey minus_grey_seeds knn knn_seeds published
-        published_seconds tensors tensors_seconds best_peers usual usual_seconds
-        same_time_epochs tensors_seconds same_time same_time_seconds tot knn total
-        ablation_short errors pairs slant classifier islands share_percent unsure
+        training total python torch numpy nodes_apart price_of_width unsure_narrow
+        unsure_wide likelihood divergence tot tot_seeds alone alone_seeds laplace
+        laplace_seeds minus_binarized minus_grey minus_grey_seeds knn knn_seeds
+        tensors tensors_seconds best_peers usual usual_seconds same_time_epochs
+        tensors_seconds same_time same_time_seconds tot knn total ablation_short
+        errors pairs slant classifier islands share_percent unsure
         confidence_shipped least_confidence least_confident kinds_shipped confidence
         confidence_real kinds kinds_random gap_images amortisation
-        amortisation_error worst_tenth approximation region gap_right gap_wrong
+        amortisation_error approximation region gap_right gap_wrong
         decoder_generalisation decoder_generalisation_error encoder_generalisation
-        encoder_generalisation_error divergence divergence shares latent20
+        encoder_generalisation_error divergence latent20
     """,
     "benchmarks/README.md": """
         torch tot tot_seeds alone alone_seeds laplace laplace_seeds gap gap_seeds
