@@ -342,7 +342,7 @@ def test_centring_as_in_mnist(shipped_page, digits):
 # --- What a reader does -----------------------------------------------------------------------
 
 
-MANY_SAMPLES = "Array.from({length: 4000}, () => model.decoder.codes_from_noise(standardNormal()))"
+MANY_SAMPLES = "Array.from({length: 4000}, () => model.decoder.sample(standardNormal()))"
 STROKE = [(80, 70), (190, 70), (150, 140), (120, 230)]  # a seven, on the pad of 280 x 280
 
 
