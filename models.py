@@ -98,7 +98,8 @@ class Decoder(nn.Module):
         self.latent_dim = latent_dim
         input_width = latent_dim * (1 + 2 * len(self.FREQUENCIES))
         self.net = mlp(input_width, widths, PIXELS)
-        # What `sample` draws from: the prior, until an AutoEncoder puts its own codes' spread here.
+        # The distribution of `codes_from_noise`: the prior, until an AutoEncoder puts the spread of
+        # its own codes here.
         self.register_buffer("sample_mean", torch.zeros(latent_dim))
         # sample_factor @ sample_factor.T is the covariance.
         self.register_buffer("sample_factor", torch.eye(latent_dim))
@@ -131,7 +132,7 @@ class Decoder(nn.Module):
 
 
 class RegionEncoder(nn.Module):
-    """Images [N, 784] -> the Gaussian q(z|x): mean and logvar side by side, [N, 4].
+    """Images [N, 784] -> Gaussians of their codes: see `propose`.
 
     The network first classifies. The plane is cut into regions_per_side x regions_per_side regions
     that have equal shares of the prior, and the network says in which of them the code lies. Then a

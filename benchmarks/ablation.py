@@ -74,6 +74,9 @@ class RegressionVAE(GridVAE):
     def make_encoder(self, widths):
         return mlp(PIXELS, widths, 2 * self.latent_dim)
 
+    def encode(self, x):
+        return VAE.encode(self, x)  # there is one Gaussian, and nothing to choose
+
 
 def regression_loss(encoder, x, log_posterior, settings, generator):
     """As `auto_encoder.encoder_loss`, for the encoder of a `RegressionVAE`: minus the ELBO."""

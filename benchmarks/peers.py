@@ -33,8 +33,11 @@ PEERS = {"VAE": (VAE, VAEConfig, 2), "SVAE": (SVAE, SVAEConfig, 3)}
 def test_loss(model, x_test):
     """Test L_tot in nats, with one sample of the code."""
     model.eval()
-    parts = [model({"data": part.view(-1, 1, 28, 28)}).loss.item() for part in x_test.split(1000)]
-    return sum(parts) / len(parts)
+    losses = []
+    for part in x_test.split(1000):
+        images = part.view(-1, 1, 28, 28)
+        losses.append(model({"data": images}).loss.item())
+    return sum(losses) / len(losses)
 
 
 class PrintLoss(TrainingCallback):
